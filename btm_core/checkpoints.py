@@ -1,0 +1,103 @@
+"""Checkpoints: safetensors with one JSON document of metadata. Never pickle.
+
+Keys are `backbone.*` and `head.*`; the metadata holds what is needed to use the weights and to know their origin.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from btm_core.errors import CheckpointError, some_of
+from btm_core.models import Classifier, build_model
+
+__all__ = ["CheckpointMetadata", "load_checkpoint", "load_into", "read_metadata", "save_checkpoint", "save_tensors"]
+
+METADATA_KEY = "btm"
+
+
+class CheckpointMetadata(BaseModel):
+    """What a checkpoint says of itself. It holds no date and no run, so equal work gives equal bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    backbone: str
+    channels: int
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    stage: str
+    lineage: dict[str, str] = {}
+    """Digests of what it was made from, by role."""
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write contiguous CPU copies of `tensors` as safetensors."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, path, dict(metadata) if metadata else None)
+
+
+def save_checkpoint(model: Classifier, path: Path, metadata: CheckpointMetadata) -> None:
+    """Write a classifier's weights and buffers, with metadata."""
+    save_tensors(model.state_dict(), path, {METADATA_KEY: metadata.model_dump_json()})
+
+
+def read_metadata(path: Path) -> CheckpointMetadata | None:
+    """Return the metadata of a checkpoint, None if it carries none of ours. Raises CheckpointError if unreadable."""
+    try:
+        with safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+        return None if text is None else CheckpointMetadata.model_validate_json(text)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} carries metadata that cannot be understood: {error}") from None
+
+
+def load_into(model: Classifier, path: Path) -> None:
+    """Load weights into a model of the same architecture and class count.
+
+    Raises CheckpointError that names what differs; nothing is loaded partially.
+    """
+    read_metadata(path)
+    found = load_file(path)
+    wanted = model.state_dict()
+    if "head.weight" in found and found["head.weight"].shape[0] != wanted["head.weight"].shape[0]:
+        raise CheckpointError(
+            f"{path} has {found['head.weight'].shape[0]} classes, the data set has {wanted['head.weight'].shape[0]}"
+        )
+    # Counters of BN batches are bookkeeping: old files lack them.
+    problems = [f"missing: {name}" for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
+    problems += [f"not in the model: {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name}: shape {tuple(found[name].shape)}, the model has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another architecture ({len(problems)} differences); set model.backbone to its "
+            f"own:\n{some_of(problems)}"
+        )
+    bad = [name for name, tensor in found.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if bad:
+        raise CheckpointError(f"{path} holds NaN or infinite values in {len(bad)} tensors:\n{some_of(bad)}")
+    model.load_state_dict(found, strict=False)
+
+
+def load_checkpoint(path: Path) -> tuple[Classifier, CheckpointMetadata]:
+    """Build the classifier that a checkpoint of ours describes, and load it."""
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise CheckpointError(f"{path} carries no BTM metadata, so its architecture is unknown")
+    model = build_model(metadata.backbone, len(metadata.class_names), metadata.channels)
+    load_into(model, path)
+    return model, metadata
+

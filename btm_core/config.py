@@ -1,0 +1,416 @@
+"""The experiment: one frozen class a stage of Algorithm 1. It determines the result, and nothing else does.
+
+How an experiment is run (store, workers, device, tracking) is no part of it; see `tasks.settings`.
+Paper sections refer to "Reviving Undersampling for Long-tailed Learning"; `MiSLAS` to Zhong et al., CVPR 2021.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from btm_core.errors import ConfigError
+
+__all__ = [
+    "BACKBONES",
+    "DataConfig",
+    "EvaluationConfig",
+    "ExperimentConfig",
+    "FcConfig",
+    "FinetuneConfig",
+    "InputConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "PostTrainConfig",
+    "PretrainConfig",
+    "SamplingConfig",
+    "Section",
+    "TrainConfig",
+    "canonical_digest",
+    "load_experiment",
+    "preset_names",
+    "preset_text",
+]
+
+NOT_IDENTITY = {"identity": False}
+"""`json_schema_extra` of fields that say where something is, not what it is: they are left out of every address."""
+
+BACKBONES = (
+    "small_cnn",
+    *("resnet20", "resnet32", "resnet44", "resnet56"),
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d"),
+)
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> dict[str, Any]:
+        """Return the JSON-ready values that determine a result: all but those marked as mere locations."""
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and extra.get("identity") is False:
+                continue
+            value = getattr(self, name)
+            values[name] = value.identity() if isinstance(value, Section) else value
+        return values
+
+
+class InputConfig(Section):
+    """What the network sees: size, channels, normalisation, augmentation."""
+
+    size: int = Field(224, ge=4, le=1024, description="side of the square input, pixels")
+    channels: Literal[1, 3] = Field(3, description="1 for grey, 3 for RGB; images are converted")
+    mean: tuple[float, ...] = Field((0.485, 0.456, 0.406), description="per channel, of pixels in [0, 1]")
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="per channel, of pixels in [0, 1]")
+    augmentation: Literal["none", "crop", "crop-flip", "random-resized-crop"] = Field(
+        "random-resized-crop",
+        description="training augmentation; all but the last work on images decoded once to `size`",
+    )
+    crop_padding: int = Field(4, ge=0, description="zero padding before a random crop, pixels")
+    color_jitter: Probability = Field(0.0, description="strength of brightness, contrast and saturation jitter")
+    resize: int | None = Field(
+        None, ge=4, description="shorter side before the centre crop at test time, pixels; None: size * 256 / 224"
+    )
+
+    @model_validator(mode="after")
+    def _one_value_a_channel(self) -> Self:
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values, expected {self.channels}, one a channel")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be above 0 in every channel")
+        return self
+
+    @property
+    def decode_once(self) -> bool:
+        """Whether images can be decoded once to `size` and kept as pixels (no crop of varying scale is wanted)."""
+        return self.augmentation != "random-resized-crop"
+
+
+class DataConfig(Section):
+    """Where the images and labels are, and how a long tail is cut from a balanced set."""
+
+    format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet"] = Field(
+        description="reader to use"
+    )
+    root: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="folder of the images, a path or an s3:// URL"
+    )
+    train: str | None = Field(
+        None,
+        json_schema_extra=NOT_IDENTITY,
+        description="list, CSV or Parquet file of the training split; for image_folder its folder under root",
+    )
+    test: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="the same of the test split")
+    class_names: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="text file with one class name a line, in label order"
+    )
+    path_column: str = Field("path", json_schema_extra=NOT_IDENTITY, description="CSV and Parquet: column of paths")
+    label_column: str = Field("label", json_schema_extra=NOT_IDENTITY, description="CSV and Parquet: column of labels")
+    download: bool = Field(
+        True, json_schema_extra=NOT_IDENTITY, description="cifar100: fetch the official archive if root lacks it"
+    )
+    imbalance_factor: float | None = Field(
+        None, ge=1, description="cut a long tail: training images of the first class over those of the last"
+    )
+    split_seed: int = Field(0, ge=0, description="seed of the cut, and of the train/test split of digits")
+    test_per_class: int = Field(60, ge=1, le=120, description="digits: test images held out a class")
+    input: InputConfig = InputConfig()
+
+    @model_validator(mode="after")
+    def _knows_where_to_look(self) -> Self:
+        if self.format in ("list", "csv", "parquet"):
+            missing = [name for name in ("root", "train", "test") if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"format {self.format} needs {', '.join(missing)}")
+        if self.format == "image_folder" and self.root is None:
+            raise ValueError("format image_folder needs root")
+        if self.format == "digits" and self.input.channels != 1:
+            raise ValueError("format digits has grey images: set input.channels to 1, and one value of mean and std")
+        if self.format in ("digits", "cifar100") and not self.input.decode_once:
+            raise ValueError(f"format {self.format} has small images: set input.augmentation to crop-flip, crop or none")
+        return self
+
+
+class ModelConfig(Section):
+    """The network: a backbone and a linear head."""
+
+    backbone: Literal[BACKBONES] = Field("resnet50", description="architecture")  # type: ignore[valid-type]
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of training; bfloat16 is autocast with channels_last memory"
+    )
+
+
+class TrainConfig(Section):
+    """SGD with momentum, shared by all training stages."""
+
+    epochs: int = Field(ge=1, description="passes over the stage's data")
+    batch_size: int = Field(ge=1, description="images a step")
+    lr: float = Field(gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["constant", "cosine", "step"] = Field(
+        "cosine", description="by epoch; cosine is lr/2 * (1 + cos(pi * epoch / epochs))"
+    )
+    milestones: tuple[int, ...] = Field((), description="step schedule: epochs after which lr is multiplied by gamma")
+    gamma: float = Field(0.1, gt=0, le=1)
+    warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
+    mixup_alpha: float = Field(0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 switches it off")
+
+
+class PretrainConfig(TrainConfig):
+    """Stage 1: train without handling imbalance (Algorithm 1, line 1), or start from a checkpoint."""
+
+    checkpoint: str | None = Field(
+        None,
+        json_schema_extra=NOT_IDENTITY,
+        description="safetensors file to take instead of training; its content is its identity",
+    )
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(0.1, gt=0)
+
+
+class FcConfig(TrainConfig):
+    """The `FC` stage (section 3.3): re-train only the head, cross-entropy, on all (imbalanced) training data."""
+
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(0.1, gt=0)
+
+
+class SamplingConfig(Section):
+    """Few-shot balanced subsets (Algorithm 1, line 2)."""
+
+    num_subsets: int = Field(10, ge=1, le=1000, description="N_D, section 4.3, Table 7")
+    shots: int = Field(10, ge=1, description="N_C, images a class, section 4.3, Table 7")
+    when_short: Literal["take-all", "error"] = Field(
+        "take-all", description="a class with fewer images than shots: take what it has, or stop"
+    )
+
+
+class FinetuneConfig(TrainConfig):
+    """Balanced training of the whole network on one subset (Algorithm 1, line 3; section 4.1)."""
+
+    epochs: int = Field(30, ge=1)
+    batch_size: int = Field(256, ge=1)
+    lr: float = Field(5e-3, gt=0)
+    mixup_alpha: float = Field(0.0, ge=0, description="default: that of pretrain (section 4.1)")
+    train: Literal["all", "backbone", "head", "last_block_and_head"] = Field(
+        "all", description="which parameters train (Table 8)"
+    )
+
+
+class MergeConfig(Section):
+    """Weight averaging of the N_D ingredients (Algorithm 1, line 3)."""
+
+    strategy: Literal["uniform"] = Field("uniform", description="1 / N_D each")
+
+
+class PostTrainConfig(TrainConfig):
+    """Freeze the backbone and re-train the head with balanced sampling (Algorithm 1, line 4; MiSLAS stage 2)."""
+
+    method: Literal["mislas", "crt", "lws"] = Field(
+        "mislas",
+        description="mislas: label-aware smoothing, head + learnable scaling; crt: new head, cross-entropy; "
+        "lws: only the scaling, cross-entropy",
+    )
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(128, ge=1)
+    lr: float = Field(0.1, gt=0)
+    head_lr_factor: float = Field(0.2, gt=0, description="the head's lr over the scaling's lr (MiSLAS)")
+    smoothing_head: Probability = Field(0.4, description="label-aware smoothing of the most frequent class")
+    smoothing_tail: Probability = Field(0.1, description="label-aware smoothing of the rarest class")
+    samples_per_class: int = Field(4, ge=1, description="consecutive draws of one class by the class-aware sampler")
+    shift_batchnorm: bool = Field(True, description="let BN statistics follow the balanced batches (MiSLAS)")
+
+
+class EvaluationConfig(Section):
+    """What is measured besides the models on the way."""
+
+    baseline: bool = Field(True, description="also post-train stage 1 alone: the row that BTM must beat (Table 12)")
+
+
+class ExperimentConfig(Section):
+    """Everything that determines the result of one BTM run."""
+
+    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra=NOT_IDENTITY)
+    source: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="where the recipe comes from")
+    published: dict[str, float] | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
+    )
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    fc: FcConfig | None = Field(None, description="set it for a base that already handled imbalance (section 3.3)")
+    sampling: SamplingConfig = SamplingConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    merge: MergeConfig = MergeConfig()
+    post_train: PostTrainConfig = PostTrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _finetune_augments_as_pretrain_does(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("pretrain", {}), Mapping):
+            return raw
+        finetune = raw.get("finetune", {})
+        if isinstance(finetune, Mapping) and "mixup_alpha" not in finetune:
+            alpha = raw.get("pretrain", {}).get("mixup_alpha", 0.0)
+            return {**raw, "finetune": {**finetune, "mixup_alpha": alpha}}
+        return raw
+
+
+def canonical_digest(value: Any) -> str:
+    """Return the sha256 (hex) of the canonical JSON of `value`: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    folder = resources.files("btm_core") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """Return the YAML text of a preset."""
+    return (resources.files("btm_core") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_experiment(preset_or_path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Load a preset by name, or a YAML file by path.
+
+    Arguments:
+    - preset_or_path: a name that `btm presets` lists, or the path of a YAML file. In a file, `preset: NAME` at the top
+        starts from that preset, and relative local paths are relative to the file.
+    - overrides: `a.b=value` strings; the value is read as YAML.
+
+    Raises ConfigError that names the key, what was expected and what was found.
+    """
+    name = str(preset_or_path)
+    path = Path(name)
+    if name in preset_names():
+        raw = _read_preset(name, "preset") | {"name": name}
+    elif path.is_file():
+        raw = _read_file(path)
+    else:
+        close = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"{name!r} is neither a preset nor a file: {hint}presets are {', '.join(preset_names())}")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return ExperimentConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name)) from None
+
+
+def _read_preset(name: str, where: str) -> dict[str, Any]:
+    """Return a preset's values on top of those of the preset it starts from."""
+    if name not in preset_names():
+        raise ConfigError(f"{where}: preset {name!r} is unknown; presets are {', '.join(preset_names())}")
+    raw = _parse_yaml(preset_text(name), f"preset {name}")
+    base = raw.pop("preset", None)
+    return raw if base is None else _merged(_read_preset(base, f"preset {name}"), raw)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
+    base = raw.pop("preset", None)
+    _anchor_paths(raw, path.parent)
+    if base is not None:
+        raw = _merged(_read_preset(str(base), str(path)), raw)
+    raw.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:64] or "experiment")
+    return raw
+
+
+def _parse_yaml(text: str, where: str) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where} must hold a mapping of sections (data, model, ...), found {type(raw).__name__}")
+    return raw
+
+
+def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
+    """Make relative local locations relative to the file that names them, not to the working directory."""
+    for section, key in (("data", "root"), ("data", "class_names"), ("pretrain", "checkpoint")):
+        values = raw.get(section)
+        value = values.get(key) if isinstance(values, dict) else None
+        if isinstance(value, str) and "://" not in value:
+            values[key] = str((folder / Path(value).expanduser()).resolve())  # type: ignore[index]
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected KEY=VALUE, for instance finetune.lr=0.01")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        child = node.get(parent)
+        node[parent] = child if isinstance(child, dict) else {}
+        node = node[parent]
+    node[last] = value
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = _known_keys(problem["loc"][:-1])
+            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+            hint = f"did you mean {'.'.join([*map(str, problem['loc'][:-1]), close[0]])!r}?" if close else ""
+            lines.append(f"unknown key {key!r}; {hint or 'known here: ' + ', '.join(known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{key} is missing")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key or 'experiment'}: {problem['ctx']['error']}")
+        else:
+            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {problem['input']!r}")
+    return f"{where}: " + "; ".join(lines)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = ExperimentConfig
+    for part in location:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(model.model_fields)

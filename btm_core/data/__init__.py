@@ -1,0 +1,16 @@
+"""Data sets: readers, the long-tail cut, checks, decoding, augmentation."""
+
+from btm_core.data.catalog import Catalog, Split
+from btm_core.data.long_tail import LongTailProfile, class_counts, long_tail_indices, profile
+from btm_core.data.readers import read_list, scan
+
+__all__ = [
+    "Catalog",
+    "LongTailProfile",
+    "Split",
+    "class_counts",
+    "long_tail_indices",
+    "profile",
+    "read_list",
+    "scan",
+]

@@ -1,0 +1,86 @@
+"""What a reader returns: the two splits of a data set, checked, before any image is decoded."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from btm_core.data.long_tail import class_counts
+from btm_core.errors import DataError, some_of
+
+__all__ = ["Catalog", "Split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: labels (N,) int64 and either paths relative to the catalog's root or pixels (N, C, H, W) uint8."""
+
+    name: str
+    labels: NDArray[np.int64]
+    paths: tuple[str, ...] | None = None
+    pixels: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: NDArray[np.int64]) -> "Split":
+        """Return the split with only `positions`, in that order."""
+        paths = None if self.paths is None else tuple(self.paths[i] for i in positions)
+        pixels = None if self.pixels is None else self.pixels[positions]
+        return Split(self.name, self.labels[positions], paths, pixels)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Class names in label order and the training and test splits; `root` is where relative paths start."""
+
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split
+    root: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    @property
+    def train_counts(self) -> NDArray[np.int64]:
+        """Training images a class, (C,)."""
+        return class_counts(self.train.labels, self.num_classes)
+
+    def check(self) -> None:
+        """Raise DataError for labels out of range, classes without images, and images in both splits."""
+        for split in (self.train, self.test):
+            if len(split) == 0:
+                raise DataError(f"the {split.name} split holds no image")
+            wrong = np.flatnonzero((split.labels < 0) | (split.labels >= self.num_classes))
+            if len(wrong):
+                found = split.labels[wrong[0]]
+                at = split.paths[wrong[0]] if split.paths else f"image {wrong[0]}"
+                raise DataError(
+                    f"{len(wrong)} labels of the {split.name} split are out of range, the first is {found} of {at}; "
+                    f"there are {self.num_classes} classes, so labels are 0..{self.num_classes - 1}"
+                )
+            empty = np.flatnonzero(class_counts(split.labels, self.num_classes) == 0)
+            if len(empty):
+                kind = "training" if split is self.train else "test"
+                names = some_of([f"{c} ({self.class_names[c]})" for c in empty])
+                cure = "drop the class, or add images"
+                raise DataError(f"{len(empty)} of {self.num_classes} classes have no {kind} image; {cure}:\n{names}")
+        self._check_paths()
+
+    def _check_paths(self) -> None:
+        if self.train.paths is None or self.test.paths is None:
+            return
+        shared = sorted(set(self.train.paths) & set(self.test.paths))
+        if shared:
+            raise DataError(
+                f"{len(shared)} images are in both the training and the test split, so the test would be "
+                f"no test; remove them from one:\n{some_of(shared)}"
+            )
+        repeated = [path for path, n in Counter(self.train.paths).items() if n > 1]
+        if repeated:
+            self.warnings.append(f"{len(repeated)} training images are listed more than once, first {repeated[0]}")

@@ -1,0 +1,270 @@
+"""One reader a data format; each returns a Catalog. `scan` picks the reader, cuts the long tail and checks.
+
+Paths are relative to `data.root`, which is a folder or an fsspec URL such as s3://bucket/images.
+"""
+
+import posixpath
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from btm_core.config import DataConfig
+from btm_core.data.catalog import Catalog, Split
+from btm_core.data.cifar import read_cifar100
+from btm_core.data.long_tail import long_tail_indices
+from btm_core.errors import DataError, some_of
+from btm_core.seeding import numpy_generator
+
+__all__ = ["IMAGE_SUFFIXES", "read_list", "scan"]
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def scan(config: DataConfig) -> Catalog:
+    """Read labels and paths (or small pixels), cut the long tail if asked, and check all that needs no decoding.
+
+    Raises DataError with one message for whatever is wrong; see `Catalog.check`.
+    """
+    catalog = _READERS[config.format](config)
+    if config.imbalance_factor is not None:
+        kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
+        catalog = Catalog(catalog.class_names, catalog.train.take(kept), catalog.test, catalog.root)
+    catalog.check()
+    _check_files_exist(catalog)
+    return catalog
+
+
+def _read_digits(config: DataConfig) -> Catalog:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels (E. Alpaydin, C. Kaynak, UCI 1998), split by class."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)[:, None]
+    labels = bunch.target.astype(np.int64)
+    random = numpy_generator("digits", config.split_seed)
+    train, test = [], []
+    for c in range(10):
+        positions = random.permutation(np.flatnonzero(labels == c))
+        test.append(positions[: config.test_per_class])
+        train.append(positions[config.test_per_class :])
+    whole = Split("all", labels, pixels=pixels)
+    chosen = {name: whole.take(np.concatenate(parts)) for name, parts in (("train", train), ("test", test))}
+    splits = {name: Split(name, part.labels, pixels=part.pixels) for name, part in chosen.items()}
+    return Catalog(tuple(str(c) for c in range(10)), splits["train"], splits["test"])
+
+
+def _read_cifar100(config: DataConfig) -> Catalog:
+    return read_cifar100(Path(config.root or ".btm/data").expanduser(), config.download)
+
+
+def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Parse `path label` lines, as published for ImageNet-LT and Places-LT; a path may hold spaces.
+
+    Returns paths (N,) and labels (N,). Raises DataError with the file and the line number.
+    """
+    paths, labels = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        path, _, label = line.rstrip().rpartition(" ")
+        if not path or not label.isdecimal():
+            if not line.strip():
+                continue
+            raise DataError(f"{where}, line {number}: expected 'path label' with an integer label, found {line!r}")
+        paths.append(path)
+        labels.append(int(label))
+    return paths, np.asarray(labels, dtype=np.int64)
+
+
+def _read_lists(config: DataConfig) -> Catalog:
+    splits = []
+    for name, file in _split_files(config):
+        paths, labels = read_list(_read_text(file), file)
+        splits.append(Split(name, labels, _inside(paths, file)))
+    return _named(config, *splits)
+
+
+def _read_csv(config: DataConfig) -> Catalog:
+    import pandas as pd
+
+    return _read_tables(config, lambda file: pd.read_csv(file, dtype={config.path_column: str}))
+
+
+def _read_parquet(config: DataConfig) -> Catalog:
+    import pandas as pd
+
+    return _read_tables(config, pd.read_parquet)
+
+
+def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
+    tables = {}
+    for name, file in _split_files(config):
+        try:
+            with fsspec.open(file, "rb") as stream:
+                table = read(stream)
+        except FileNotFoundError:
+            raise _missing_file(name, file) from None
+        except (ValueError, OSError) as error:
+            raise DataError(f"{file} cannot be read as {config.format}: {error}") from None
+        for column in (config.path_column, config.label_column):
+            if column not in table.columns:
+                raise DataError(f"{file} has no column {column!r}, only {', '.join(map(str, table.columns))}")
+            empty = np.flatnonzero(table[column].isna())
+            if len(empty):
+                raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
+        tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
+    names, encode = _label_encoder(tables["train"][2])
+    splits = [
+        Split(name, encode(labels, file), _inside(paths, file)) for name, (file, paths, labels) in tables.items()
+    ]
+    return _named(config, *splits, names=names)
+
+
+def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
+    """Integers are labels as they are; anything else is a class name, numbered in sorted order of the training split."""
+    if np.issubdtype(train_labels.dtype, np.integer):
+        return None, lambda labels, file: _integers(labels, file)
+    names = tuple(sorted({str(label) for label in train_labels}))
+    number = {name: c for c, name in enumerate(names)}
+
+    def encode(labels: Any, file: str) -> NDArray[np.int64]:
+        unknown = sorted({str(label) for label in labels} - set(number))
+        if unknown:
+            raise DataError(f"{file}: {len(unknown)} classes have no training image:\n{some_of(unknown)}")
+        return np.asarray([number[str(label)] for label in labels], dtype=np.int64)
+
+    return names, encode
+
+
+def _integers(labels: Any, file: str) -> NDArray[np.int64]:
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{file}: labels are {labels.dtype}, but those of the training split are integers")
+    return labels.to_numpy(dtype=np.int64)
+
+
+def _read_image_folder(config: DataConfig) -> Catalog:
+    """`<root>/<train>/<class name>/.../image`; classes in sorted order, as torchvision's ImageFolder numbers them."""
+    fs, root = _open_root(config)
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in ("train", "test"):
+        folder = getattr(config, name) or name
+        top = f"{root}/{folder}"
+        if not fs.isdir(top):
+            raise DataError(f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{name}")
+        found[name] = {}
+        for path in sorted(fs.find(top)):
+            relative = path[len(top) :].lstrip("/")
+            if "/" in relative and relative.lower().endswith(IMAGE_SUFFIXES):
+                found[name].setdefault(relative.split("/", 1)[0], []).append(f"{folder}/{relative}")
+    if not found["train"]:
+        raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
+    names = tuple(sorted(found["train"]))
+    unknown = sorted(set(found["test"]) - set(names))
+    if unknown:
+        raise DataError(f"{len(unknown)} classes have test images but no training image:\n{some_of(unknown)}")
+    splits = []
+    for name, by_class in found.items():
+        pairs = [(path, c) for c, label in enumerate(names) for path in by_class.get(label, [])]
+        labels = np.asarray([c for _, c in pairs], dtype=np.int64)
+        splits.append(Split(name, labels, tuple(path for path, _ in pairs)))
+    return Catalog(names, splits[0], splits[1], root=config.root)
+
+
+_READERS: dict[str, Callable[[DataConfig], Catalog]] = {
+    "digits": _read_digits,
+    "cifar100": _read_cifar100,
+    "list": _read_lists,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "image_folder": _read_image_folder,
+}
+
+
+def _split_files(config: DataConfig) -> Iterable[tuple[str, str]]:
+    """Yield (split, URL of its file); a relative file is below the root, or else below the working directory."""
+    assert config.root is not None
+    _open_root(config)
+    for name in ("train", "test"):
+        file = getattr(config, name)
+        if "://" not in file and not posixpath.isabs(file):
+            below = f"{config.root.rstrip('/')}/{file}"
+            fs, path = fsspec.core.url_to_fs(below)
+            file = below if fs.exists(path) or not Path(file).exists() else file
+        yield name, file
+
+
+def _missing_file(name: str, file: str) -> DataError:
+    return DataError(f"data.{name}: {file} does not exist")
+
+
+def _read_text(file: str) -> str:
+    try:
+        with fsspec.open(file, "rb") as stream:
+            data: bytes = stream.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{file} does not exist, or is a folder; set data.train and data.test") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: not UTF-8 text") from None
+
+
+def _open_root(config: DataConfig) -> tuple[Any, str]:
+    """Return the file system and the path of `data.root`, which must exist."""
+    assert config.root is not None
+    try:
+        fs, root = fsspec.core.url_to_fs(config.root)
+        there = fs.isdir(root)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"data.root {config.root} cannot be reached: {error}") from None
+    if not there:
+        raise DataError(f"data.root {config.root} does not exist, or is not a folder")
+    return fs, root.rstrip("/")
+
+
+def _inside(paths: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return normalised paths; one that leaves the root is refused."""
+    safe = []
+    for number, path in enumerate(paths, start=1):
+        normal = posixpath.normpath(path.replace("\\", "/"))
+        if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path or "\0" in path:
+            raise DataError(f"{where}, line {number}: {path!r} leaves data.root; paths must be relative and inside it")
+        safe.append(normal)
+    return tuple(safe)
+
+
+def _named(config: DataConfig, train: Split, test: Split, names: tuple[str, ...] | None = None) -> Catalog:
+    """Give the classes names: those of `data.class_names`, those of the table, the images' folders, or the numbers."""
+    if config.class_names is not None:
+        names = tuple(line for line in _read_text(config.class_names).splitlines() if line.strip())
+    elif names is None:
+        count = int(train.labels.max()) + 1 if len(train) else 0
+        names = _folder_names(train, count) or tuple(str(c) for c in range(count))
+    return Catalog(names, train, test, root=config.root)
+
+
+def _folder_names(train: Split, count: int) -> tuple[str, ...] | None:
+    """Return the images' parent folders as class names if each class has one folder of its own, else None."""
+    folders: dict[int, str] = {}
+    for path, label in zip(train.paths or (), train.labels.tolist(), strict=True):
+        folder = posixpath.basename(posixpath.dirname(path))
+        if not folder or folders.setdefault(label, folder) != folder:
+            return None
+    unique = len(folders) == count == len(set(folders.values()))
+    return tuple(folders[c] for c in range(count)) if unique else None
+
+
+def _check_files_exist(catalog: Catalog) -> None:
+    if catalog.root is None or catalog.train.paths is None or catalog.test.paths is None:
+        return
+    from btm_core.data.files import stat_files
+
+    paths = [*catalog.train.paths, *catalog.test.paths]
+    missing = [path for path, stat in zip(paths, stat_files(catalog.root, paths), strict=True) if stat is None]
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(paths)} listed images are missing below {catalog.root}:\n{some_of(missing)}"
+        )

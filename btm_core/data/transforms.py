@@ -1,0 +1,93 @@
+"""Augmentation of batches of pixels, and normalisation; every draw comes from a generator that the caller seeds.
+
+B images, K channels, H x W pixels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from btm_core.config import InputConfig
+
+__all__ = ["augment", "normalise", "random_resized_boxes"]
+
+
+def augment(pixels: Tensor, config: InputConfig, generator: torch.Generator) -> Tensor:
+    """Augment pixels (B, K, H, W) uint8 as `config.augmentation` says; returns the same shape and type.
+
+    random-resized-crop is cut while decoding (`random_resized_boxes`), so only its flip and colours are done here.
+    """
+    if config.augmentation in ("crop", "crop-flip") and config.crop_padding:
+        pixels = _random_crop(pixels, config.crop_padding, generator)
+    if config.augmentation in ("crop-flip", "random-resized-crop"):
+        flipped = torch.rand(len(pixels), generator=generator) < 0.5
+        pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
+    if config.color_jitter:
+        pixels = _color_jitter(pixels, config.color_jitter, generator)
+    return pixels
+
+
+def normalise(pixels: Tensor, config: InputConfig) -> Tensor:
+    """Return (pixels / 255 - mean) / std as float32, (B, K, H, W), on the device of `pixels`."""
+    mean = torch.tensor(config.mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(config.std, device=pixels.device).view(1, -1, 1, 1)
+    return (pixels.float() / 255 - mean) / std
+
+
+def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Pad with zeros and cut a window of the old size, at an offset of its own for each image."""
+    count, _, height, width = pixels.shape
+    padded = F.pad(pixels, (padding, padding, padding, padding))
+    top = torch.randint(2 * padding + 1, (count,), generator=generator)
+    left = torch.randint(2 * padding + 1, (count,), generator=generator)
+    rows = (top[:, None] + torch.arange(height))[:, None, :, None]
+    columns = (left[:, None] + torch.arange(width))[:, None, None, :]
+    channels = torch.arange(pixels.shape[1])[None, :, None, None]
+    return padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
+
+
+def _color_jitter(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Brightness, then contrast, then saturation, each by a factor in [1 - strength, 1 + strength] an image."""
+    x = pixels.float()
+    factors = 1 + strength * (2 * torch.rand(3, len(x), 1, 1, 1, generator=generator) - 1)
+    x = (x * factors[0]).clamp(0, 255)
+    x = (factors[1] * x + (1 - factors[1]) * _grey(x).mean((1, 2, 3), keepdim=True)).clamp(0, 255)
+    x = (factors[2] * x + (1 - factors[2]) * _grey(x)).clamp(0, 255)
+    return x.round().to(torch.uint8)
+
+
+def _grey(x: Tensor) -> Tensor:
+    """Luma of ITU-R 601, (B, 1, H, W); a grey image is its own."""
+    if x.shape[1] == 1:
+        return x
+    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
+    return (x * weights).sum(1, keepdim=True)
+
+
+def random_resized_boxes(sizes: Tensor, generator: torch.Generator, tries: int = 10) -> Tensor:
+    """Draw one crop box an image: area 8..100 %, aspect 3/4..4/3, as torchvision's RandomResizedCrop does.
+
+    Arguments:
+    - sizes: (B, 2) width and height in pixels.
+
+    Returns (B, 4) boxes left, top, right, bottom in pixels; the largest central box of allowed aspect where no draw fits.
+    """
+    width, height = sizes[:, 0:1].double(), sizes[:, 1:2].double()
+    count = len(sizes)
+    area = width * height * (0.08 + 0.92 * torch.rand(count, tries, generator=generator).double())
+    log_low, log_high = math.log(3 / 4), math.log(4 / 3)
+    aspect = torch.exp(log_low + (log_high - log_low) * torch.rand(count, tries, generator=generator).double())
+    w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
+    fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
+    first = fits.to(torch.uint8).argmax(1, keepdim=True)
+    w, h = w.gather(1, first), h.gather(1, first)
+    fallback_w = torch.minimum(width, (height * 4 / 3).round())
+    fallback_h = torch.minimum(height, (width * 4 / 3).round())
+    found = fits.any(1, keepdim=True)
+    w, h = torch.where(found, w, fallback_w), torch.where(found, h, fallback_h)
+    corner = torch.rand(count, 2, generator=generator).double()
+    left = torch.where(found, (corner[:, 0:1] * (width - w + 1)).floor(), ((width - w) / 2).floor())
+    top = torch.where(found, (corner[:, 1:2] * (height - h + 1)).floor(), ((height - h) / 2).floor())
+    return torch.cat([left, top, left + w, top + h], 1)

@@ -1,0 +1,157 @@
+"""Merging: the weighted average of several checkpoints, streamed tensor by tensor (Algorithm 1, line 3).
+
+S inputs, w_s their weights, sum_s w_s = 1. The sum runs in float64 in an order given by the inputs' content, so the
+result does not depend on the order they are named in, bit for bit; memory is about two tensors, whatever S.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import torch
+from torch import Tensor
+
+from btm_core.errors import CheckpointError, some_of
+
+__all__ = ["merge"]
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+HEADER_LIMIT = 100_000_000  # the format's own bound on its header, bytes
+
+
+class _Reader:
+    """Random access to the tensors of one safetensors file, local or remote.
+
+    Format: https://github.com/huggingface/safetensors#format.
+    """
+
+    def __init__(self, url: str, file: BinaryIO):
+        self.url, self._file = url, file
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > HEADER_LIMIT:
+                raise ValueError(f"header of {length} bytes")
+            header: dict[str, Any] = json.loads(file.read(length))
+        except (struct.error, ValueError) as error:
+            raise CheckpointError(f"{url} is not a safetensors file: {error}") from None
+        self._start = 8 + length
+        self.metadata: dict[str, str] = header.pop("__metadata__", {})
+        self.entries: dict[str, dict[str, Any]] = header
+
+    def tensor(self, name: str) -> Tensor:
+        entry = self.entries[name]
+        first, last = entry["data_offsets"]
+        self._file.seek(self._start + first)
+        data = bytearray(self._file.read(last - first))
+        if len(data) != last - first:
+            raise CheckpointError(f"{self.url} is truncated: tensor {name} is incomplete")
+        dtype = DTYPES[entry["dtype"]]
+        return torch.frombuffer(data, dtype=dtype).reshape(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
+
+    def digest(self) -> str:
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+
+def merge(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    weights: Sequence[float] | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Average checkpoints of one architecture: out = sum_s w_s * in_s.
+
+    Floating tensors are summed in float64 and rounded once to their own type; integer tensors (counters of BN batches)
+    become the rounded average and stay integer.
+
+    Arguments:
+    - inputs: S paths or URLs of safetensors files with equal names, shapes and types.
+    - output: path or URL to write.
+    - weights: (S,) not negative, normalised here to sum 1; 1 / S each if None.
+    - metadata: of the output; that of the inputs where they agree if None.
+
+    Raises CheckpointError if the inputs differ in structure, or the weights do not fit.
+    """
+    if not inputs:
+        raise CheckpointError("merge needs at least one checkpoint")
+    shares = [1.0] * len(inputs) if weights is None else [float(weight) for weight in weights]
+    if len(shares) != len(inputs) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise CheckpointError(f"{len(inputs)} checkpoints need as many weights >= 0 with a sum above 0, found {weights}")
+    with ExitStack() as stack:
+        try:
+            files = [stack.enter_context(fsspec.open(str(url), "rb")) for url in inputs]
+        except FileNotFoundError as error:
+            raise CheckpointError(f"checkpoint not found: {error}") from None
+        readers = [_Reader(str(url), file) for url, file in zip(inputs, files, strict=True)]
+        _check_alike(readers)
+        ranked = sorted(zip(readers, shares, strict=True), key=lambda pair: (pair[0].digest(), pair[1]))
+        if metadata is None:
+            shared = set.intersection(*(set(reader.metadata.items()) for reader in readers))
+            metadata = dict(sorted(shared))
+        _write(ranked, str(output), metadata)
+
+
+def _check_alike(readers: list[_Reader]) -> None:
+    first = readers[0]
+    unknown = sorted({entry["dtype"] for entry in first.entries.values()} - set(DTYPES))
+    if unknown:
+        raise CheckpointError(f"{first.url} holds tensors of type {', '.join(unknown)}, which cannot be averaged")
+    for other in readers[1:]:
+        differences = sorted(set(first.entries) ^ set(other.entries))
+        differences += [
+            f"{name}: {first.entries[name]['dtype']}{first.entries[name]['shape']} against "
+            f"{other.entries[name]['dtype']}{other.entries[name]['shape']}"
+            for name in first.entries
+            if name in other.entries
+            and any(first.entries[name][key] != other.entries[name][key] for key in ("dtype", "shape"))
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{first.url} and {other.url} are not of one architecture; they differ in {len(differences)} tensors:\n"
+                f"{some_of(differences)}"
+            )
+
+
+def _write(ranked: list[tuple[_Reader, float]], output: str, metadata: dict[str, str]) -> None:
+    """Write header and tensors one after another; the layout is known before the first tensor is averaged."""
+    first = ranked[0][0]
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name in sorted(first.entries):
+        begin, end = first.entries[name]["data_offsets"]
+        header[name] = {**first.entries[name], "data_offsets": [offset, offset + end - begin]}
+        offset += end - begin
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    with fsspec.open(output, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(first.entries):
+            mean = _average(ranked, name)
+            file.write(mean.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _average(ranked: list[tuple[_Reader, float]], name: str) -> Tensor:
+    """Read tensor `name` of one input after another, so that only one of them is in memory beside the sum."""
+    entry = ranked[0][0].entries[name]
+    dtype = DTYPES[entry["dtype"]]
+    total = torch.zeros(entry["shape"], dtype=torch.float64)
+    for reader, share in ranked:
+        total.add_(reader.tensor(name), alpha=share)
+    mean = total / sum(share for _, share in ranked)
+    return (mean if dtype.is_floating_point else mean.round()).to(dtype)

@@ -1,0 +1,66 @@
+"""Balanced sampling: few-shot subsets of the training set, and class-aware order for post-training.
+
+N images, C classes, n_c training images of class c.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from btm_core.errors import DataError
+from btm_core.seeding import numpy_generator
+
+__all__ = ["balanced_subset", "class_aware_order", "shortfall"]
+
+
+def balanced_subset(labels: ArrayLike, shots: int, seed: int, index: int) -> NDArray[np.int64]:
+    """Draw balanced subset number `index`: min(shots, n_c) images of each class, without replacement.
+
+    Algorithm 1, line 2. A subset depends on (labels, shots, seed, index) alone, so any worker can draw its own.
+
+    Arguments:
+    - labels: (N,) class of each training image.
+    - shots: N_C, images a class.
+
+    Returns sorted positions (M,). Raises DataError if shots < 1.
+    """
+    if shots < 1:
+        raise DataError(f"sampling.shots is images a class and at least 1, found {shots}")
+    y = np.asarray(labels)
+    random = numpy_generator("balanced-subset", seed, index)
+    # One random key an image, then one sort by (class, key): the first `shots` of each class are a uniform draw.
+    order = np.lexsort((random.random(len(y)), y))
+    starts = np.flatnonzero(np.r_[True, np.diff(y[order]) != 0])
+    rank = np.arange(len(y)) - np.repeat(starts, np.diff(np.r_[starts, len(y)]))
+    return np.sort(order[rank < shots])
+
+
+def shortfall(counts: ArrayLike, shots: int) -> NDArray[np.int64]:
+    """Return the classes (K,) of counts (C,) that have fewer than `shots` training images."""
+    return np.flatnonzero(np.asarray(counts) < shots)
+
+
+def class_aware_order(labels: ArrayLike, length: int, samples_per_class: int, *seed: int | str) -> NDArray[np.int64]:
+    """Return positions (length,) that cycle over shuffled classes, `samples_per_class` draws of one class at a time.
+
+    The class-aware sampler of Decoupling (Kang et al., ICLR 2020). Classes, and the images within each class, are
+    reshuffled whenever all of them were drawn, so no image comes twice before all of its class came once.
+
+    Arguments:
+    - labels: (N,) class of each training image.
+    - seed: names the randomness.
+    """
+    y = np.asarray(labels)
+    random = numpy_generator("class-aware", *seed)
+    classes = np.unique(y)
+    visits = -(-length // samples_per_class)
+    cycles = -(-visits // len(classes))
+    visited = np.concatenate([random.permutation(classes) for _ in range(cycles)])[:visits]
+    positions = np.empty((visits, samples_per_class), np.int64)
+    for c in classes:
+        own = np.flatnonzero(y == c)
+        rows = visited == c
+        draws = int(rows.sum()) * samples_per_class
+        stream = [random.permutation(own) for _ in range(-(-draws // len(own)))]
+        if stream:
+            positions[rows] = np.concatenate(stream)[:draws].reshape(-1, samples_per_class)
+    return positions.reshape(-1)[:length]

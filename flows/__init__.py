@@ -1,0 +1,1 @@
+"""When and where the steps run: Prefect flows, and the command line."""

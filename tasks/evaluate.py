@@ -1,0 +1,52 @@
+"""Evaluation of a model on the test split."""
+
+import json
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from btm_core.config import NOT_IDENTITY, InputConfig
+from btm_core.storage import Artifact
+from tasks.data import load_dataset
+from tasks.stages import WEIGHTS
+from tasks.step import Step, Workspace
+
+__all__ = ["Evaluate"]
+
+PREDICTIONS, RECALL = "predictions.safetensors", "recall.json"
+
+
+class Evaluate(Step):
+    """Predict the test split with a model, and report per-class recall."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    stage: ClassVar[str] = "evaluate"
+
+    data: Artifact
+    view: InputConfig
+    model: Artifact
+    root: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+
+    @property
+    def readable(self) -> str:
+        """The model's own address, as one word."""
+        return self.model.address.rsplit("-", 1)[0].replace("/", "-")
+
+    def run(self, work: Workspace) -> None:
+        """Write predictions and the recall report."""
+        import torch
+        from safetensors.torch import save_file
+
+        from btm_core.checkpoints import load_checkpoint
+        from btm_core.evaluation import predict
+        from btm_core.metrics import recall_report
+
+        dataset = load_dataset(work, self.data, self.view, self.root)
+        model, _ = load_checkpoint(work.fetch(self.model, WEIGHTS))
+        classes, confidences = predict(model, dataset.test, work.device)
+        report = recall_report(dataset.test.labels.numpy(), classes, dataset.train_counts.numpy())
+        save_file(
+            {"predicted": torch.from_numpy(classes), "confidence": torch.from_numpy(confidences)},
+            work.output / PREDICTIONS,
+        )
+        (work.output / RECALL).write_text(json.dumps({**report.summary(), "recall": report.recall.tolist()}, indent=1))

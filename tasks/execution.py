@@ -1,0 +1,150 @@
+"""Executing steps: take what is in the store, and do the rest, each in a process of its own.
+
+The local engine: one worker process an order, its GPU through CUDA_VISIBLE_DEVICES, its threads fixed (they decide the
+last bits of a result on the CPU), a deadline on the process, its last words in the error.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from typing import IO, Any
+
+from btm_core import errors
+from btm_core.errors import BTMError
+from btm_core.storage import Artifact, Store
+from tasks.events import publish
+from tasks.settings import RuntimeSettings
+from tasks.step import Step, perform
+
+__all__ = ["WorkerDiedError", "execute", "kill_workers"]
+
+log = logging.getLogger(__name__)
+
+_running: set[subprocess.Popen[str]] = set()
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended without finishing its work; doing the step again goes on from its last checkpoint."""
+
+
+def execute(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
+    """Return the artifacts of `steps`, which are of one kind; those not in the store are made, in one worker process."""
+    store = Store(settings.store_url)
+    found = {step.address: store.find(step.address) for step in steps}
+    todo = [step for step in steps if found[step.address] is None]
+    for step in steps:
+        publish({"event": "cached" if found[step.address] else "started", "step": step.address, "stage": step.stage})
+    if todo and todo[0].in_worker:
+        found |= _in_process(todo, settings)
+    else:
+        for step in todo:
+            found[step.address] = perform(step, store, lambda event, step=step: publish({**event, "step": step.address}))  # type: ignore[misc]
+            publish({"event": "done", "step": step.address, "stage": step.stage})
+    artifacts = [found[step.address] for step in steps]
+    return [artifact for artifact in artifacts if artifact is not None]
+
+
+def _in_process(steps: Sequence[Step], settings: RuntimeSettings) -> dict[str, Artifact | None]:
+    free = _slots(settings)
+    slot = free.get()
+    try:
+        return _run_worker(steps, settings, slot)
+    finally:
+        free.put(slot)
+
+
+@cache
+def _slots(settings: RuntimeSettings) -> "queue.Queue[str | None]":
+    slots: queue.Queue[str | None] = queue.Queue()
+    for slot in settings.slots():
+        slots.put(slot)
+    return slots
+
+
+def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | None) -> dict[str, Artifact | None]:
+    threads = settings.finetune_threads if steps[0].runs_beside_others else settings.threads
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for to be deterministic on CUDA
+    environment["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu
+    order = {
+        "steps": [step.model_dump(mode="json") for step in steps],
+        "store": settings.store_url,
+        "device": settings.device if gpu is not None or settings.device == "cuda" else "cpu",
+        "threads": threads,
+        "checkpoint_seconds": settings.checkpoint_seconds,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    _running.add(process)
+    assert process.stdin and process.stdout and process.stderr
+    last_words: deque[str] = deque(maxlen=20)
+    reader = threading.Thread(target=_drain, args=(process.stderr, last_words, steps[0].address), daemon=True)
+    reader.start()
+    deadline = threading.Timer(settings.deadline_hours * 3600, process.kill)
+    deadline.daemon = True
+    deadline.start()
+    results: dict[str, Artifact | None] = {}
+    refusal: BTMError | None = None
+    try:
+        process.stdin.write(json.dumps(order) + "\n")
+        process.stdin.flush()
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "done":
+                results[event["step"]] = Artifact.model_validate(event["artifact"])
+            elif event["event"] == "error":
+                refusal = _as_error(event)
+                continue
+            publish({**event, "stage": steps[0].stage})
+        code = process.wait()
+    finally:
+        expired = deadline.finished.is_set()
+        deadline.cancel()
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            pipe.close()
+        reader.join()
+        _running.discard(process)
+    if refusal is not None:
+        raise refusal
+    if code != 0:
+        how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if expired:
+            how = f"passed its deadline of {settings.deadline_hours} h and was stopped"
+        words = "".join(f"\n  {word}" for word in last_words)
+        raise WorkerDiedError(f"the worker of {steps[0].address} {how}; its last words:{words or ' none'}")
+    return results
+
+
+def _as_error(event: dict[str, Any]) -> BTMError:
+    kind = getattr(errors, event["type"], BTMError)
+    error: BTMError = kind(event["message"])
+    return error
+
+
+def _drain(pipe: IO[str], last_words: "deque[str]", address: str) -> None:
+    with pipe:
+        for line in pipe:
+            last_words.append(line.rstrip())
+            log.debug("%s: %s", address, line.rstrip())
+
+
+def kill_workers() -> None:
+    """Kill every worker process of this process, at once: for signal handlers."""
+    for process in list(_running):
+        process.kill()

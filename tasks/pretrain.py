@@ -1,0 +1,108 @@
+"""Stage 1: train without handling imbalance, or take a checkpoint; and the FC stage (section 3.3)."""
+
+import shutil
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import fsspec
+from pydantic import Field
+
+from btm_core.config import NOT_IDENTITY, FcConfig, PretrainConfig
+from btm_core.storage import Artifact
+from tasks.stages import TrainingStep
+from tasks.step import Workspace
+
+__all__ = ["ImportStage1", "Pretrain", "RetrainHead"]
+
+
+class Pretrain(TrainingStep):
+    """Train the whole network on the long-tailed training set (Algorithm 1, line 1)."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    stage: ClassVar[str] = "pretrain"
+
+    config: PretrainConfig
+
+    @property
+    def readable(self) -> str:
+        """Architecture."""
+        return self.model.backbone
+
+    def run(self, work: Workspace) -> None:
+        """Train, and write the classifier."""
+        from btm_core.training import part_trainer
+
+        dataset = self.dataset(work)
+        model = self.new_model(dataset)
+        trainer = part_trainer(
+            model,
+            "all",
+            dataset.train,
+            self.config,
+            seed=("pretrain", self.seed),
+            precision=self.model.precision,
+            device=work.device,
+        )
+        work.train(trainer)
+        self.save_model(work, dataset, model)
+
+
+class ImportStage1(TrainingStep):
+    """Take a stage-1 checkpoint in place of training one."""
+
+    kind: Literal["import"] = "import"
+    stage: ClassVar[str] = "pretrain"
+
+    content: str
+    """sha256 of the checkpoint."""
+    source: str = Field(json_schema_extra=NOT_IDENTITY)
+
+    @property
+    def readable(self) -> str:
+        """Architecture."""
+        return f"{self.model.backbone}-imported"
+
+    def run(self, work: Workspace) -> None:
+        """Check that the checkpoint fits, and write it as this step's classifier."""
+        from btm_core.checkpoints import load_into
+
+        dataset = self.dataset(work)
+        model = self.new_model(dataset)
+        local = work.scratch / Path(self.source).name
+        with fsspec.open(self.source, "rb") as source, local.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        load_into(model, local)
+        self.save_model(work, dataset, model, checkpoint=self.content)
+
+
+class RetrainHead(TrainingStep):
+    """FC: re-train only the head with cross-entropy on all training data, for a base that handled imbalance."""
+
+    kind: Literal["fc"] = "fc"
+    stage: ClassVar[str] = "fc"
+
+    base: Artifact
+    config: FcConfig
+
+    @property
+    def readable(self) -> str:
+        """Architecture."""
+        return self.model.backbone
+
+    def run(self, work: Workspace) -> None:
+        """Train the head, and write the classifier."""
+        from btm_core.training import part_trainer
+
+        dataset = self.dataset(work)
+        model = self.load_model(work, dataset, self.base)
+        trainer = part_trainer(
+            model,
+            "head",
+            dataset.train,
+            self.config,
+            seed=("fc", self.seed),
+            precision=self.model.precision,
+            device=work.device,
+        )
+        work.train(trainer)
+        self.save_model(work, dataset, model, base=self.base.digest)

@@ -1,0 +1,58 @@
+"""Sampling of balanced subsets (Algorithm 1, line 2)."""
+
+import json
+from typing import ClassVar, Literal
+
+from btm_core.config import SamplingConfig
+from btm_core.errors import DataError, some_of
+from btm_core.storage import Artifact
+from tasks.data import DESCRIPTION, LABELS
+from tasks.step import Step, Workspace
+
+__all__ = ["SampleSubset"]
+
+
+class SampleSubset(Step):
+    """Draw balanced subset number `index`."""
+
+    kind: Literal["sample"] = "sample"
+    stage: ClassVar[str] = "sample"
+    in_worker: ClassVar[bool] = False
+
+    data: Artifact
+    shots: int
+    when_short: str
+    seed: int
+    index: int
+
+    @classmethod
+    def all(cls, data: Artifact, config: SamplingConfig, seed: int) -> "list[SampleSubset]":
+        """Return the N_D steps; each is independent of how many others there are."""
+        return [
+            cls(data=data, shots=config.shots, when_short=config.when_short, seed=seed, index=index)
+            for index in range(config.num_subsets)
+        ]
+
+    @property
+    def readable(self) -> str:
+        """Number of the subset."""
+        return f"subset-{self.index:02d}"
+
+    def run(self, work: Workspace) -> None:
+        """Write the positions, and which classes are short of images."""
+        from safetensors.numpy import load_file
+
+        from btm_core.sampling import balanced_subset, shortfall
+
+        description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
+        labels = load_file(work.fetch(self.data, LABELS))["train"]
+        short = shortfall(description["train_counts"], self.shots).tolist()
+        if short and self.when_short == "error":
+            lines = [f"{c} ({description['class_names'][c]}): {description['train_counts'][c]} images" for c in short]
+            raise DataError(
+                f"{len(short)} classes have fewer images than sampling.shots = {self.shots}; lower it, or set "
+                f"sampling.when_short to take-all:\n{some_of(lines)}"
+            )
+        positions = balanced_subset(labels, self.shots, self.seed, self.index)
+        subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions.tolist()}
+        (work.output / "subset.json").write_text(json.dumps(subset))
