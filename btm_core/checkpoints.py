@@ -100,4 +100,3 @@ def load_checkpoint(path: Path) -> tuple[Classifier, CheckpointMetadata]:
     model = build_model(metadata.backbone, len(metadata.class_names), metadata.channels)
     load_into(model, path)
     return model, metadata
-

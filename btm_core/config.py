@@ -11,10 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
 
 from btm_core.errors import ConfigError
 
@@ -39,15 +40,26 @@ __all__ = [
     "preset_text",
 ]
 
-NOT_IDENTITY = {"identity": False}
+NOT_IDENTITY: JsonDict = {"identity": False}
 """`json_schema_extra` of fields that say where something is, not what it is: they are left out of every address."""
 
-BACKBONES = (
+Backbone = Literal[
     "small_cnn",
-    *("resnet20", "resnet32", "resnet44", "resnet56"),
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x4d", "resnext101_32x8d"),
-)
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "resnext101_32x4d",
+    "resnext101_32x8d",
+]
+BACKBONES: tuple[str, ...] = get_args(Backbone)
+"""20, 32, 44 and 56 layers are the CIFAR ResNets; the others are torchvision's."""
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
@@ -105,9 +117,7 @@ class InputConfig(Section):
 class DataConfig(Section):
     """Where the images and labels are, and how a long tail is cut from a balanced set."""
 
-    format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet"] = Field(
-        description="reader to use"
-    )
+    format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet"] = Field(description="reader to use")
     root: str | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="folder of the images, a path or an s3:// URL"
     )
@@ -143,14 +153,16 @@ class DataConfig(Section):
         if self.format == "digits" and self.input.channels != 1:
             raise ValueError("format digits has grey images: set input.channels to 1, and one value of mean and std")
         if self.format in ("digits", "cifar100") and not self.input.decode_once:
-            raise ValueError(f"format {self.format} has small images: set input.augmentation to crop-flip, crop or none")
+            raise ValueError(
+                f"format {self.format} has small images: set input.augmentation to crop-flip, crop or none"
+            )
         return self
 
 
 class ModelConfig(Section):
     """The network: a backbone and a linear head."""
 
-    backbone: Literal[BACKBONES] = Field("resnet50", description="architecture")  # type: ignore[valid-type]
+    backbone: Backbone = Field("resnet50", description="architecture")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="arithmetic of training; bfloat16 is autocast with channels_last memory"
     )

@@ -102,9 +102,9 @@ class BalancedSoftmax(nn.Module):
 class GeometricMeanLoss(nn.Module):
     """Maximise the geometric mean of per-class recall in the batch (Du and Wu, CVPR 2023).
 
-    p_i is the right class's probability of image i under a softmax weighted by counts, n_c exp(z_c) / sum_k n_k exp(z_k),
-    clamped to [1e-5, 1]; q_c the mean of p_i over the batch's images of class c. loss = (mean_c (-ln q_c) ** p) ** (1/p)
-    over the classes present.
+    p_i is the right class's probability of image i under a softmax weighted by counts,
+    n_c exp(z_c) / sum_k n_k exp(z_k), clamped to [1e-5, 1]; q_c is the mean of p_i over the batch's images of class c.
+    loss = (mean_c (-ln q_c) ** p) ** (1/p) over the classes present.
 
     Arguments:
     - class_counts: (C,) training images a class.
@@ -124,7 +124,7 @@ class GeometricMeanLoss(nn.Module):
         """Return the loss, a scalar."""
         probabilities = F.softmax(logits + self.log_counts.to(logits.dtype), dim=1)
         right = probabilities.gather(1, targets[:, None]).squeeze(1).clamp(1e-5, 1)
-        present, index = targets.unique(return_inverse=True)
+        present, index = torch.unique(targets, return_inverse=True)
         sums = right.new_zeros(len(present)).index_add(0, index, right)
         images = right.new_zeros(len(present)).index_add(0, index, torch.ones_like(right))
         terms = -(sums / images).log()

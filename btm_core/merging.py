@@ -9,8 +9,9 @@ import json
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import torch
@@ -41,7 +42,7 @@ class _Reader:
     Format: https://github.com/huggingface/safetensors#format.
     """
 
-    def __init__(self, url: str, file: BinaryIO):
+    def __init__(self, url: str, file: BufferedIOBase):
         self.url, self._file = url, file
         try:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -62,7 +63,11 @@ class _Reader:
         if len(data) != last - first:
             raise CheckpointError(f"{self.url} is truncated: tensor {name} is incomplete")
         dtype = DTYPES[entry["dtype"]]
-        return torch.frombuffer(data, dtype=dtype).reshape(entry["shape"]) if data else torch.empty(entry["shape"], dtype=dtype)
+        return (
+            torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
+            if data
+            else torch.empty(entry["shape"], dtype=dtype)
+        )
 
     def digest(self) -> str:
         self._file.seek(0)
@@ -92,7 +97,9 @@ def merge(
         raise CheckpointError("merge needs at least one checkpoint")
     shares = [1.0] * len(inputs) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(inputs) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise CheckpointError(f"{len(inputs)} checkpoints need as many weights >= 0 with a sum above 0, found {weights}")
+        raise CheckpointError(
+            f"{len(inputs)} checkpoints need as many weights >= 0 with a sum above 0, found {weights}"
+        )
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(fsspec.open(str(url), "rb")) for url in inputs]

@@ -90,6 +90,15 @@ def post_trainer(
         model.backbone.train(config.shift_batchnorm)
 
     trainer = Trainer(
-        wrapped, groups, data, config, loss, seed=seed, order=order, precision=precision, device=device, set_mode=set_mode
+        wrapped,
+        groups,
+        data,
+        config,
+        loss,
+        seed=seed,
+        order=order,
+        precision=precision,
+        device=device,
+        set_mode=set_mode,
     )
     return wrapped, trainer

@@ -17,7 +17,17 @@ from btm_core.metrics import RecallReport, confusions
 
 __all__ = ["ModelResult", "build_report", "render_html"]
 
-SUMMARY = ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few", "zero_recall_classes", "mean_recall")
+SUMMARY = (
+    "h_mean",
+    "g_mean",
+    "lowest_recall",
+    "accuracy",
+    "many",
+    "medium",
+    "few",
+    "zero_recall_classes",
+    "mean_recall",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +43,9 @@ class ModelResult:
     def row(self) -> dict[str, Any]:
         """Return name, stage and the scalar figures (fractions)."""
         figures = self.recall.summary()
-        return {"name": self.name, "stage": self.stage, "artifact": self.artifact} | {key: figures[key] for key in SUMMARY}
+        return {"name": self.name, "stage": self.stage, "artifact": self.artifact} | {
+            key: figures[key] for key in SUMMARY
+        }
 
 
 def build_report(
@@ -91,7 +103,7 @@ def build_report(
 
 
 def figures(report: dict[str, Any]) -> dict[str, bytes]:
-    """Return the report's figures as PNG: stage 1 against the soup, and the baseline against the final model (Figure 3)."""
+    """Return the figures as PNG: stage 1 against the soup, and the baseline against the final model (Figure 3)."""
     from btm_core.plots import recall_by_frequency
 
     recall, counts = report["classes"]["recall"], report["classes"]["train_images"]

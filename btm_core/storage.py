@@ -6,7 +6,6 @@ artifact. `<store>/partial/...` holds the state of stages that are under way, `<
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import uuid
@@ -70,7 +69,9 @@ class Store:
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError, OSError) as error:
-            raise StoreError(f"store {url!r} is not usable: {error}; use file:///folder or s3://bucket/prefix") from None
+            raise StoreError(
+                f"store {url!r} is not usable: {error}; use file:///folder or s3://bucket/prefix"
+            ) from None
         self._root = root.rstrip("/")
 
     def locate(self, *parts: str) -> str:
@@ -152,7 +153,9 @@ class Store:
             self.write(manifest.model_dump_json(indent=1).encode(), "artifacts", address, MANIFEST)
         except OSError as error:
             where = self.locate("artifacts", address)
-            raise StoreError(f"{where} could not be written: {error}; free space or check access, and run again") from None
+            raise StoreError(
+                f"{where} could not be written: {error}; free space or check access, and run again"
+            ) from None
         return Artifact(stage=manifest.stage, address=address, digest=manifest.digest)
 
     def fetch(self, artifact: Artifact, name: str, folder: Path) -> Path:
@@ -231,6 +234,6 @@ def _whole(target: Path) -> Iterator[Path]:
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
         yield partial
-        os.replace(partial, target)
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

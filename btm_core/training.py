@@ -82,7 +82,7 @@ class Trainer:
         self.order = order or shuffled(len(data), *seed)
         self.set_mode = set_mode or module.train
         if precision == "bfloat16":
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            module.to(memory_format=torch.channels_last)
         named = [(list(parameters), factor) for parameters, factor in groups]
         module.requires_grad_(False)
         for parameters, _ in named:
@@ -132,7 +132,7 @@ class Trainer:
         if partner is not None:
             loss = lam * loss + (1 - lam) * self.loss(logits, y[partner])
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
 

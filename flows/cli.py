@@ -188,7 +188,9 @@ def _print_result(result: dict[str, Any], experiment: str) -> None:
     for row in result["models"]:
         figures = [row[key] for key in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")]
         cells = ["n/a" if value is None else f"{100 * value:.1f}" for value in figures]
-        table.add_row(row["name"], *cells, str(row["zero_recall_classes"]), style="bold" if row["name"] == "final" else "")
+        table.add_row(
+            row["name"], *cells, str(row["zero_recall_classes"]), style="bold" if row["name"] == "final" else ""
+        )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     trained = ", ".join(result["trained_stages"])
     print(f"Trained: {trained}." if trained else "Nothing was trained: every model was found in the store.")

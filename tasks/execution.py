@@ -36,7 +36,7 @@ class WorkerDiedError(RuntimeError):
 
 
 def execute(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
-    """Return the artifacts of `steps`, which are of one kind; those not in the store are made, in one worker process."""
+    """Return the artifacts of `steps`, all of one kind; those not in the store are made, in one worker process."""
     store = Store(settings.store_url)
     found = {step.address: store.find(step.address) for step in steps}
     todo = [step for step in steps if found[step.address] is None]
@@ -46,7 +46,7 @@ def execute(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
         found |= _in_process(todo, settings)
     else:
         for step in todo:
-            found[step.address] = perform(step, store, lambda event, step=step: publish({**event, "step": step.address}))  # type: ignore[misc]
+            found[step.address] = perform(step, store, publish)
             publish({"event": "done", "step": step.address, "stage": step.stage})
     artifacts = [found[step.address] for step in steps]
     return [artifact for artifact in artifacts if artifact is not None]

@@ -26,7 +26,7 @@ class Pretrain(TrainingStep):
     @property
     def readable(self) -> str:
         """Architecture."""
-        return self.model.backbone
+        return str(self.model.backbone)
 
     def run(self, work: Workspace) -> None:
         """Train, and write the classifier."""
@@ -87,7 +87,7 @@ class RetrainHead(TrainingStep):
     @property
     def readable(self) -> str:
         """Architecture."""
-        return self.model.backbone
+        return str(self.model.backbone)
 
     def run(self, work: Workspace) -> None:
         """Train the head, and write the classifier."""

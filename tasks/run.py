@@ -75,7 +75,9 @@ class Run:
             (folder / "report.html").write_text(render_html(report, images), encoding="utf-8")
             for key, png in images.items():
                 (folder / f"{key}.png").write_bytes(png)
-            urls = {path.name: self.store.put(path, "runs", self.run_id, path.name) for path in sorted(folder.iterdir())}
+            urls = {
+                path.name: self.store.put(path, "runs", self.run_id, path.name) for path in sorted(folder.iterdir())
+            }
             summary = self._summary(report, urls["report.html"], models)
             self.store.write(json.dumps(summary, indent=1).encode(), "runs", self.run_id, "run.json")
             self._track(report, models, sorted(folder.iterdir()), urls["report.html"])

@@ -23,8 +23,12 @@ class RuntimeSettings(BaseSettings):
     workers: int | None = Field(None, ge=1, description="fine-tunes at a time; default: GPUs, or cores")
     gpus: int | None = Field(None, ge=0, description="GPUs to use; default: all")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
-    threads: int = Field(2, ge=1, description="CPU threads of a stage that runs alone; changes the last bits of results")
-    finetune_threads: int = Field(1, ge=1, description="CPU threads of each fine-tune; changes the last bits of results")
+    threads: int = Field(
+        2, ge=1, description="CPU threads of a stage that runs alone; changes the last bits of results"
+    )
+    finetune_threads: int = Field(
+        1, ge=1, description="CPU threads of each fine-tune; changes the last bits of results"
+    )
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints inside a stage")
     deadline_hours: float = Field(48.0, gt=0, description="a stage that takes longer is stopped")
     tracking_uri: str | None = Field(None, description="MLflow; default: MLFLOW_TRACKING_URI, or sqlite below <home>")

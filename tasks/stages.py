@@ -70,5 +70,3 @@ def subset_positions(work: Workspace, subset: Artifact) -> list[int]:
     """Return the training positions of a sampled subset."""
     positions: list[int] = json.loads(work.fetch(subset, "subset.json").read_text())["positions"]
     return positions
-
-

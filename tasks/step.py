@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -154,9 +154,7 @@ class Workspace:
         self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
 
 
-def perform(
-    step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoint_seconds: float = 30.0
-) -> Artifact:
+def perform(step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoint_seconds: float = 30.0) -> Artifact:
     """Run a step here and now, and publish its artifact."""
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
         work = Workspace(
@@ -184,7 +182,7 @@ def perform(
     return artifact
 
 
-def versions() -> Mapping[str, str] | Any:
+def versions() -> dict[str, str]:
     """Return the versions of what computes."""
     return {name: version(name) for name in ("btm", "torch", "torchvision", "numpy", "pillow", "safetensors")}
 

@@ -117,7 +117,12 @@ class Tracker:
     def _child(self, address: str, stage: str) -> str:
         if address not in self._children:
             name = address.rsplit("-", 1)[0]
-            tags = {"mlflow.runName": name, "mlflow.parentRunId": self.run_id, "btm.stage": stage, "btm.address": address}
+            tags = {
+                "mlflow.runName": name,
+                "mlflow.parentRunId": self.run_id,
+                "btm.stage": stage,
+                "btm.address": address,
+            }
             self._children[address] = self._client.create_run(self._experiment_id, tags=tags).info.run_id
         return self._children[address]
 

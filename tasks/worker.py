@@ -1,7 +1,7 @@
 """The process that does the work: `python -m tasks.worker`, told what on one line of standard input.
 
-Standard output carries one JSON event a line. Standard input stays open for as long as the parent lives: when it closes,
-this process ends, so that no orphan holds a GPU.
+Standard output carries one JSON event a line. Standard input stays open for as long as the parent lives: when it
+closes, this process ends, so that no orphan holds a GPU.
 """
 
 import json

@@ -81,10 +81,10 @@ def _read_python(folder: Path) -> tuple[list[str], dict[str, Split]]:
 
     splits = {}
     for name in ("train", "test"):
-        batch = pickle.loads(_checked_bytes(folder / name, PYTHON_MD5[name]), encoding="bytes")  # noqa: S301
+        batch = pickle.loads(_checked_bytes(folder / name, PYTHON_MD5[name]), encoding="bytes")
         labels = np.asarray(batch[b"fine_labels"], dtype=np.int64)
         splits[name] = Split(name, labels, pixels=_as_images(np.asarray(batch[b"data"], dtype=np.uint8)))
-    meta = pickle.loads(_checked_bytes(folder / "meta", META_MD5), encoding="bytes")  # noqa: S301
+    meta = pickle.loads(_checked_bytes(folder / "meta", META_MD5), encoding="bytes")
     return [label.decode() for label in meta[b"fine_label_names"]], splits
 
 

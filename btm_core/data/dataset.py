@@ -99,7 +99,9 @@ class LabelledImages:
 
     def test_batches(self, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield inputs (B, K, S, S) float and labels (B,) in order, without augmentation."""
-        for positions, pixels in _ahead(torch.arange(len(self)).split(batch_size), lambda p: (p, self._plain(p))):
+        for positions, pixels in _ahead(
+            torch.split(torch.arange(len(self)), batch_size), lambda p: (p, self._plain(p))
+        ):
             yield normalise(pixels.to(device), self.config), self.labels[positions].to(device)
 
     def train_batches(
@@ -111,7 +113,7 @@ class LabelledImages:
         batch normalisation needs two.
         """
         generator = torch_generator(*seed, "augment")
-        batches = list(order.split(batch_size))
+        batches = list(torch.split(order, batch_size))
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
 

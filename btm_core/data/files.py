@@ -39,7 +39,7 @@ def stat_files(root: str, paths: Sequence[str]) -> list[Stat]:
 
         def stat(path: str) -> Stat:
             try:
-                found = os.stat(f"{base}/{path}")
+                found = Path(base, path).stat()
             except OSError:
                 return None
             return [found.st_size, found.st_mtime_ns]
@@ -174,7 +174,7 @@ def pack_files(root: str, paths: Sequence[str], size: int | None, channels: int)
             bad.append(problem)
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(paths)} images below {root} cannot be decoded; repair them or drop them:\n{some_of(bad)}"
+            f"{len(bad)} of {len(paths)} images below {root} cannot be decoded; repair or drop them:\n{some_of(bad)}"
         )
     return pixels
 

@@ -83,7 +83,7 @@ def _read_lists(config: DataConfig) -> Catalog:
     for name, file in _split_files(config):
         paths, labels = read_list(_read_text(file), file)
         splits.append(Split(name, labels, _inside(paths, file)))
-    return _named(config, *splits)
+    return _named(config, splits)
 
 
 def _read_csv(config: DataConfig) -> Catalog:
@@ -116,14 +116,12 @@ def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
                 raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
         tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
     names, encode = _label_encoder(tables["train"][2])
-    splits = [
-        Split(name, encode(labels, file), _inside(paths, file)) for name, (file, paths, labels) in tables.items()
-    ]
-    return _named(config, *splits, names=names)
+    splits = [Split(name, encode(labels, file), _inside(paths, file)) for name, (file, paths, labels) in tables.items()]
+    return _named(config, splits, names)
 
 
 def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
-    """Integers are labels as they are; anything else is a class name, numbered in sorted order of the training split."""
+    """Integers are labels as they are; anything else is a class name, numbered in sorted order of those in training."""
     if np.issubdtype(train_labels.dtype, np.integer):
         return None, lambda labels, file: _integers(labels, file)
     names = tuple(sorted({str(label) for label in train_labels}))
@@ -141,7 +139,7 @@ def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[
 def _integers(labels: Any, file: str) -> NDArray[np.int64]:
     if not np.issubdtype(labels.dtype, np.integer):
         raise DataError(f"{file}: labels are {labels.dtype}, but those of the training split are integers")
-    return labels.to_numpy(dtype=np.int64)
+    return np.asarray(labels, dtype=np.int64)
 
 
 def _read_image_folder(config: DataConfig) -> Catalog:
@@ -152,7 +150,9 @@ def _read_image_folder(config: DataConfig) -> Catalog:
         folder = getattr(config, name) or name
         top = f"{root}/{folder}"
         if not fs.isdir(top):
-            raise DataError(f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{name}")
+            raise DataError(
+                f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{name}"
+            )
         found[name] = {}
         for path in sorted(fs.find(top)):
             relative = path[len(top) :].lstrip("/")
@@ -236,8 +236,9 @@ def _inside(paths: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(safe)
 
 
-def _named(config: DataConfig, train: Split, test: Split, names: tuple[str, ...] | None = None) -> Catalog:
+def _named(config: DataConfig, splits: list[Split], names: tuple[str, ...] | None = None) -> Catalog:
     """Give the classes names: those of `data.class_names`, those of the table, the images' folders, or the numbers."""
+    train, test = splits
     if config.class_names is not None:
         names = tuple(line for line in _read_text(config.class_names).splitlines() if line.strip())
     elif names is None:

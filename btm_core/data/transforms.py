@@ -72,7 +72,7 @@ def random_resized_boxes(sizes: Tensor, generator: torch.Generator, tries: int =
     Arguments:
     - sizes: (B, 2) width and height in pixels.
 
-    Returns (B, 4) boxes left, top, right, bottom in pixels; the largest central box of allowed aspect where no draw fits.
+    Returns (B, 4) boxes left, top, right, bottom in pixels; the largest central box of allowed aspect if no draw fits.
     """
     width, height = sizes[:, 0:1].double(), sizes[:, 1:2].double()
     count = len(sizes)

@@ -67,9 +67,10 @@ def _torchvision_resnet(backbone: str, num_classes: int, channels: int) -> Class
 
 def trainable_modules(model: Classifier, part: str) -> list[nn.Module]:
     """Return the modules of `part`: all, backbone, head, or last_block_and_head (Table 8); the others stay frozen."""
-    return {
+    parts: dict[str, list[nn.Module]] = {
         "all": [model],
         "backbone": [model.backbone],
         "head": [model.head],
         "last_block_and_head": [model.backbone.get_submodule(model.last_block), model.head],
-    }[part]
+    }
+    return parts[part]

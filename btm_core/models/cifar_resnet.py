@@ -57,4 +57,5 @@ class CifarResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, 64)."""
         x = F.relu(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x))).mean((2, 3))
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features.mean((2, 3))

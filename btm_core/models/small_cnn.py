@@ -28,4 +28,5 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (B, 64)."""
-        return self.conv3(self.pool(self.conv2(self.conv1(x)))).mean((2, 3))
+        features: Tensor = self.conv3(self.pool(self.conv2(self.conv1(x))))
+        return features.mean((2, 3))
