@@ -55,6 +55,8 @@ def read_metadata(path: Path) -> CheckpointMetadata | None:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
         return None if text is None else CheckpointMetadata.model_validate_json(text)
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
     except (ValidationError, json.JSONDecodeError) as error:

@@ -82,7 +82,7 @@ def recall_report(
 
 
 def confusions(targets: ArrayLike, predictions: ArrayLike, true_class: int, top: int = 3) -> list[tuple[int, int]]:
-    """Return the `top` wrong classes that images of `true_class` are taken for, as (class, images), most images first."""
+    """Return the `top` wrong classes that images of `true_class` are taken for, as (class, images), largest first."""
     y, p = np.asarray(targets), np.asarray(predictions)
     classes, images = np.unique(p[(y == true_class) & (p != true_class)], return_counts=True)
     order = np.lexsort((classes, -images))[:top]

@@ -15,6 +15,7 @@ from prefect.tasks import Task
 from btm_core.config import ExperimentConfig
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact
+from flows.environment import guard_server
 from tasks.data import prepare_data
 from tasks.evaluate import Evaluate
 from tasks.execution import WorkerDiedError, execute
@@ -30,7 +31,14 @@ from tasks.step import Step
 __all__ = ["btm"]
 
 
-@flow(name="btm", flow_run_name="{run_id}", task_runner=ThreadPoolTaskRunner(max_workers=64), persist_result=False)  # type: ignore[arg-type]
+@flow(
+    name="btm",
+    flow_run_name="{run_id}",
+    # Threads wait for worker processes; how many of those run at a time is the engine's to decide.
+    task_runner=ThreadPoolTaskRunner(max_workers=64),  # type: ignore[arg-type]
+    persist_result=False,
+    on_running=[guard_server],
+)
 def btm(experiment: ExperimentConfig, settings: RuntimeSettings, run_id: str) -> dict[str, Any]:
     """Run Algorithm 1, evaluate every model on the way, and report. Returns what `btm run --json` prints."""
     with Run(experiment, settings, run_id) as run:

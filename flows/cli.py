@@ -72,9 +72,8 @@ def run(
     prepare_prefect(settings.home, verbose)
     with show_progress():
         from flows.btm import btm
-        from tasks.execution import kill_workers
 
-        _stop_workers_on_signals(kill_workers)
+        _stop_at_once_on_signals()
         result: dict[str, Any] = btm(config, settings, _new_run_id(config.name))
     if as_json:
         print(json.dumps(result, indent=1))
@@ -148,12 +147,13 @@ def _preflight(config: "ExperimentConfig", settings: "RuntimeSettings") -> None:
     from btm_core.storage import Store
 
     Store(settings.store_url).check_writable()
-    scan(config.data)
+    catalog = scan(config.data)
     checkpoint = config.pretrain.checkpoint
-    if checkpoint is not None and "://" not in checkpoint and not Path(checkpoint).expanduser().is_file():
-        from btm_core.errors import CheckpointError
+    if checkpoint is not None and "://" not in checkpoint:
+        from btm_core.checkpoints import load_into
+        from btm_core.models import build_model
 
-        raise CheckpointError(f"pretrain.checkpoint {checkpoint} does not exist")
+        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), Path(checkpoint))
 
 
 def _new_run_id(name: str) -> str:
@@ -165,11 +165,13 @@ def _new_run_id(name: str) -> str:
     return f"{now}-{name}-{secrets.token_hex(3)}"
 
 
-def _stop_workers_on_signals(kill_workers: Any) -> None:
-    """On Ctrl-C and SIGTERM, end at once: Prefect would wait for its tasks. Artifacts are whole or absent, always."""
+def _stop_at_once_on_signals() -> None:
+    """On Ctrl-C and SIGTERM, end at once: Prefect would wait for its tasks.
+
+    Workers and Prefect's server end when their parent does. Artifacts are whole or absent, always.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        kill_workers()
         print("\nbtm: stopped; the same command goes on where it stopped", file=sys.stderr, flush=True)
         os._exit(128 + number)
 

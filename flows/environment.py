@@ -1,17 +1,32 @@
-"""Defaults of Prefect's own variables for runs on one machine; what the user has set is left as it is.
+"""Prefect on one machine: defaults of its own variables (what the user has set is left as it is), and its ephemeral
+server, which must not outlive us.
 
-Prefect reads its settings when it is imported, so this must run before.
+Prefect reads its settings when it is imported, so `prepare_prefect` must run before.
 """
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-__all__ = ["prepare_prefect"]
+__all__ = ["guard_server", "prepare_prefect"]
+
+# Waits for its parent to die, then ends the process named on its command line, if that is still the same one.
+GUARD = """
+import contextlib, sys, psutil
+with contextlib.suppress(psutil.NoSuchProcess):
+    server = psutil.Process(int(sys.argv[1]))
+    sys.stdin.read()
+    if server.is_running():
+        server.terminate()
+"""
 
 
 def prepare_prefect(home: Path, verbose: bool = False) -> None:
     """Set up the ephemeral server below `home` (unless PREFECT_API_URL names a real one), without telemetry."""
+    home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the one that holds it
     defaults = {
         "PREFECT_HOME": str(home.absolute() / "prefect"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
@@ -28,3 +43,23 @@ def prepare_prefect(home: Path, verbose: bool = False) -> None:
     if not verbose:
         # The ephemeral server reports its start by printing through this logger.
         logging.getLogger("prefect").setLevel(logging.CRITICAL)
+
+
+def guard_server(flow: Any, flow_run: Any, state: Any) -> None:
+    """End Prefect's ephemeral server even if this process is killed: it would hold its database, and a port, for ever.
+
+    A hook of a flow's start: the server runs by then.
+    """
+    import psutil
+
+    for child in psutil.Process().children():
+        if "prefect.server.api.server:create_app" in child.cmdline():
+            command = [sys.executable, "-c", GUARD, str(child.pid)]
+            # The guard's standard input closes when this process ends, in whatever way.
+            guard = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+            _guards.append(guard)
+
+
+_guards: list["subprocess.Popen[bytes]"] = []

@@ -24,11 +24,9 @@ from tasks.events import publish
 from tasks.settings import RuntimeSettings
 from tasks.step import Step, perform
 
-__all__ = ["WorkerDiedError", "execute", "kill_workers"]
+__all__ = ["WorkerDiedError", "execute"]
 
 log = logging.getLogger(__name__)
-
-_running: set[subprocess.Popen[str]] = set()
 
 
 class WorkerDiedError(RuntimeError):
@@ -89,7 +87,6 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
         text=True,
         env=environment,
     )
-    _running.add(process)
     assert process.stdin and process.stdout and process.stderr
     last_words: deque[str] = deque(maxlen=20)
     reader = threading.Thread(target=_drain, args=(process.stderr, last_words, steps[0].address), daemon=True)
@@ -119,7 +116,6 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
         for pipe in (process.stdin, process.stdout):
             pipe.close()
         reader.join()
-        _running.discard(process)
     if refusal is not None:
         raise refusal
     if code != 0:
@@ -142,9 +138,3 @@ def _drain(pipe: IO[str], last_words: "deque[str]", address: str) -> None:
         for line in pipe:
             last_words.append(line.rstrip())
             log.debug("%s: %s", address, line.rstrip())
-
-
-def kill_workers() -> None:
-    """Kill every worker process of this process, at once: for signal handlers."""
-    for process in list(_running):
-        process.kill()

@@ -22,7 +22,7 @@ from tasks.tracking import Tracker
 
 __all__ = ["Model", "Run"]
 
-TRAINING_STAGES = ("pretrain", "fc", "finetune", "post_train")
+STAGES = ("data", "pretrain", "fc", "sample", "finetune", "merge", "post_train", "evaluate")
 FIGURES = ("h_mean", "g_mean", "lowest_recall", "accuracy", "mean_recall", "zero_recall_classes")
 GROUPS = ("many", "medium", "few")
 
@@ -45,7 +45,9 @@ class Run:
     settings: RuntimeSettings
     run_id: str
     steps: dict[str, bool] = field(default_factory=dict)
-    """Address of each step in order, and whether its artifact was found."""
+    """Address of each step, and whether its artifact was found."""
+    trained: set[str] = field(default_factory=set)
+    """Stages of which at least one epoch was trained in this run."""
 
     def __enter__(self) -> "Run":
         self.started = time.monotonic()
@@ -62,6 +64,8 @@ class Run:
     def _listen(self, event: Event) -> None:
         if event["event"] in ("cached", "started"):
             self.steps.setdefault(event["step"], event["event"] == "cached")
+        elif event["event"] == "epoch":
+            self.trained.add(event["stage"])
 
     def finish(self, data: Artifact, subset: Artifact, models: Sequence[Model]) -> dict[str, Any]:
         """Write the report, log it, and return what `btm run --json` prints."""
@@ -128,9 +132,13 @@ class Run:
             models=results,
         )
 
+    def _in_order(self) -> list[tuple[str, bool]]:
+        """Return the steps by stage of the algorithm, then by name: they end in any order."""
+        return sorted(self.steps.items(), key=lambda item: (STAGES.index(item[0].partition("/")[0]), item[0]))
+
     def _lineage(self) -> list[dict[str, Any]]:
         rows = []
-        for address, cached in self.steps.items():
+        for address, cached in self._in_order():
             manifest = self.store.manifest(address)
             parents = sorted(manifest.parents.values()) if manifest else []
             rows.append({"address": address, "parents": parents, "cached": cached})
@@ -138,7 +146,7 @@ class Run:
 
     def _summary(self, report: dict[str, Any], url: str, models: Sequence[Model]) -> dict[str, Any]:
         artifacts = {}
-        for address in self.steps:
+        for address, _ in self._in_order():
             stage, _, rest = address.partition("/")
             if stage in ("sample", "finetune"):
                 artifacts[f"{stage}/{rest.rsplit('-', 1)[0]}"] = self.store.locate("artifacts", address)
@@ -157,7 +165,7 @@ class Run:
             "models": report["models"],
             "cached_stages": sorted(stages - set(made)),
             "made_stages": made,
-            "trained_stages": [stage for stage in TRAINING_STAGES if stage in made],
+            "trained_stages": [stage for stage in STAGES if stage in self.trained],
             "tracking": {"uri": self.tracker.uri, "run_id": self.tracker.run_id},
             "seconds": round(time.monotonic() - self.started, 2),
         }

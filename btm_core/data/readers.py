@@ -122,7 +122,9 @@ def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
 
 def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
     """Integers are labels as they are; anything else is a class name, numbered in sorted order of those in training."""
-    if np.issubdtype(train_labels.dtype, np.integer):
+    from pandas.api.types import is_integer_dtype
+
+    if is_integer_dtype(train_labels.dtype):
         return None, lambda labels, file: _integers(labels, file)
     names = tuple(sorted({str(label) for label in train_labels}))
     number = {name: c for c, name in enumerate(names)}
@@ -137,7 +139,9 @@ def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[
 
 
 def _integers(labels: Any, file: str) -> NDArray[np.int64]:
-    if not np.issubdtype(labels.dtype, np.integer):
+    from pandas.api.types import is_integer_dtype
+
+    if not is_integer_dtype(labels.dtype):
         raise DataError(f"{file}: labels are {labels.dtype}, but those of the training split are integers")
     return np.asarray(labels, dtype=np.int64)
 

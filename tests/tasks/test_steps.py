@@ -1,0 +1,218 @@
+"""Steps by themselves, without Prefect: addresses, refusals, resuming."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import small_experiment, write_digits, write_lists
+
+from btm_core.config import ExperimentConfig, load_experiment
+from btm_core.errors import DataError
+from btm_core.storage import Artifact, Store
+from tasks.data import PrepareData, prepare_data
+from tasks.events import listening, publish
+from tasks.execution import WorkerDiedError, execute
+from tasks.finetune import Finetune
+from tasks.merge import Merge
+from tasks.pretrain import Pretrain
+from tasks.sample import SampleSubset
+from tasks.settings import RuntimeSettings
+from tasks.step import Step, perform
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> ExperimentConfig:
+    root = write_digits(tmp_path / "images")
+    write_lists(root)
+    return ExperimentConfig.model_validate(
+        small_experiment(format="list", root=str(root), train="train.txt", test="test.txt")
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def silent(event: dict[str, Any]) -> None:
+    pass
+
+
+def data_step(experiment: ExperimentConfig, cache: Path | None = None) -> PrepareData:
+    return prepare_data("own", experiment.data, cache)
+
+
+def test_data_have_the_same_address_wherever_they_lie(own: ExperimentConfig, store: Store, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    assert own.data.root is not None
+    Path(own.data.root).rename(elsewhere)
+    moved = own.model_copy(update={"data": own.data.model_copy(update={"root": str(elsewhere)})})
+    address = data_step(moved).address
+    elsewhere.rename(own.data.root)
+    assert data_step(own).address == address
+    artifact = perform(data_step(own), store, silent)
+    assert artifact.address == address
+
+
+def test_a_changed_image_or_label_is_another_data_set(own: ExperimentConfig, tmp_path: Path) -> None:
+    assert own.data.root is not None
+    first = data_step(own, tmp_path / "cache").address
+    image = sorted(Path(own.data.root, "train/digit-0").iterdir())[0]
+    other = sorted(Path(own.data.root, "train/digit-1").iterdir())[0]
+    data = image.read_bytes()
+    image.write_bytes(other.read_bytes())
+    assert data_step(own, tmp_path / "cache").address != first
+    image.write_bytes(data)
+    assert data_step(own, tmp_path / "cache").address == first
+    lines = Path(own.data.root, "train.txt").read_text().splitlines()
+    Path(own.data.root, "train.txt").write_text("\n".join([lines[0][:-1] + "1", *lines[1:]]) + "\n")
+    assert data_step(own, tmp_path / "cache").address != first
+
+
+def test_truncated_images_are_found_and_nothing_is_published(own: ExperimentConfig, store: Store) -> None:
+    assert own.data.root is not None
+    victim = sorted(Path(own.data.root, "train/digit-1").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:70])
+    step = data_step(own)
+    with pytest.raises(DataError, match="1 of 33 images") as error:
+        perform(step, store, silent)
+    assert victim.name in str(error.value)
+    assert store.find(step.address) is None
+
+
+def test_short_classes_can_be_refused(own: ExperimentConfig, store: Store) -> None:
+    data = perform(data_step(own), store, silent)
+    sampling = own.sampling.model_copy(update={"shots": 6, "when_short": "error"})
+    [step, _] = SampleSubset.all(data, sampling, seed=0)
+    with pytest.raises(
+        DataError, match=r"(?s)1 classes have fewer images than sampling.shots = 6.*digit-2\): 5 images"
+    ):
+        perform(step, store, silent)
+    lenient = step.model_copy(update={"when_short": "take-all"})
+    drawn = store.read_json(perform(lenient, store, silent), "subset.json")
+    assert drawn["short_classes"] == [2]
+    assert len(drawn["positions"]) == 6 + 6 + 5
+
+
+def chain(experiment: ExperimentConfig, data: Artifact) -> dict[str, Step]:
+    """Return the steps of a run over made-up parents: only their addresses matter."""
+    shared = {"data": data, "view": experiment.data.input, "model": experiment.model, "seed": experiment.seed}
+    parent = Artifact(stage="pretrain", address="pretrain/x-0", digest="1" * 64)
+    [subset, *_] = SampleSubset.all(data, experiment.sampling, experiment.seed)
+    drawn = Artifact(stage="sample", address="sample/x-0", digest="2" * 64)
+    return {
+        "pretrain": Pretrain(config=experiment.pretrain, **shared),
+        "sample": subset,
+        "finetune": Finetune(base=parent, subset=drawn, index=0, config=experiment.finetune, **shared),
+        "merge": Merge(ingredients=(parent, drawn), config=experiment.merge),
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("finetune.lr=0.5", {"finetune"}),
+        ("pretrain.epochs=3", {"pretrain"}),
+        ("sampling.shots=3", {"sample"}),
+        ("sampling.num_subsets=30", set()),
+        ("post_train.epochs=3", set()),
+        ("data.input.crop_padding=2", {"pretrain", "finetune"}),
+        ("seed=1", {"pretrain", "sample", "finetune"}),
+        ("name=other", set()),
+    ],
+)
+def test_addresses_change_with_what_determines_a_result(override: str, changed: set[str]) -> None:
+    data = Artifact(stage="data", address="data/x-0", digest="0" * 64)
+    before = {k: step.address for k, step in chain(load_experiment("digits-lt"), data).items()}
+    after = {k: step.address for k, step in chain(load_experiment("digits-lt", [override]), data).items()}
+    assert {stage for stage in before if before[stage] != after[stage]} == changed
+
+
+def test_addresses_do_not_change_from_release_to_release() -> None:
+    """An address is a promise: if this fails, users' artifacts would all be made again. Let it be on purpose."""
+    data = Artifact(stage="data", address="data/x-0", digest="0" * 64)
+    experiment = ExperimentConfig.model_validate(small_experiment(format="digits"))
+    addresses = {stage: step.address for stage, step in chain(experiment, data).items()}
+    assert addresses == ADDRESSES
+
+
+ADDRESSES = {
+    "pretrain": "pretrain/small_cnn-b8ce8ea2e092426a",
+    "sample": "sample/subset-00-24d68f8142dec6c4",
+    "finetune": "finetune/subset-00-ebc343d84f1a39ec",
+    "merge": "merge/uniform-of-2-532608f0045a23e2",
+}
+
+
+def test_a_step_survives_the_way_to_the_worker() -> None:
+    from pydantic import TypeAdapter
+
+    from tasks.worker import Work
+
+    data = Artifact(stage="data", address="data/x-0", digest="0" * 64)
+    steps = [step for step in chain(load_experiment("digits-lt"), data).values() if step.in_worker]
+    sent = [step.model_dump(mode="json") for step in steps]
+    received = TypeAdapter(list[Work]).validate_python(sent)
+    assert [step.address for step in received] == [step.address for step in steps]
+
+
+@pytest.fixture
+def settings(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RuntimeSettings:
+    return RuntimeSettings(home=tmp_path / ".btm", store=store.url, checkpoint_seconds=0)
+
+
+def test_a_worker_goes_on_from_its_last_checkpoint(
+    own: ExperimentConfig, store: Store, settings: RuntimeSettings
+) -> None:
+    import psutil
+
+    data = perform(data_step(own), store, silent)
+    config = own.pretrain.model_copy(update={"epochs": 6})
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=config)
+    news: list[dict[str, Any]] = []
+
+    def kill_after_three(event: dict[str, Any]) -> None:
+        news.append(event)
+        if event["event"] == "epoch" and event["epoch"] == 3:
+            [worker] = [p for p in psutil.Process().children() if "tasks.worker" in p.cmdline()]
+            worker.kill()
+
+    with listening(kill_after_three), pytest.raises(WorkerDiedError, match="SIGKILL"):
+        execute([step], settings)
+    assert store.find(step.address) is None
+    news.clear()
+    with listening(news.append):
+        [artifact] = execute([step], settings)
+    assert news[1]["event"] == "resumed"
+    assert news[1]["epoch"] >= 2
+    undisturbed = Store(store.url + "-2")
+    copy = perform(data_step(own), undisturbed, silent)
+    assert copy == data
+    [expected] = execute([step], settings.model_copy(update={"store": undisturbed.url}))
+    assert artifact == expected
+    records = (Path(store.locate("artifacts", step.address).removeprefix("file://")) / "records.jsonl").read_text()
+    assert [f'"epoch": {n},' in line for n, line in enumerate(records.splitlines(), 1)] == [True] * 6
+
+
+def test_a_corrupt_checkpoint_is_skipped(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
+    data = perform(data_step(own), store, silent)
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
+    store.write(b"nonsense", "partial", step.address, "state.safetensors")
+    [artifact] = execute([step], settings)
+    assert store.find(step.address) == artifact
+    assert store.read("partial", step.address, "state.safetensors") is None
+
+
+def test_a_deadline_ends_a_worker(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
+    data = perform(data_step(own), store, silent)
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
+    with pytest.raises(WorkerDiedError, match="passed its deadline"):
+        execute([step], settings.model_copy(update={"deadline_hours": 0.5 / 3600}))
+
+
+def test_news_reach_those_who_listen() -> None:
+    heard: list[dict[str, Any]] = []
+    with listening(heard.append):
+        publish({"event": "epoch", "step": "a"})
+    publish({"event": "epoch", "step": "b"})
+    assert [event["step"] for event in heard] == ["a"]
