@@ -19,7 +19,6 @@ RESULTS = Path(__file__).parent / "results"
 METRICS = ("h_mean", "g_mean", "lowest_recall", "accuracy")
 CANDIDATES: dict[str, list[str]] = {
     "lr 0.05, 30 epochs": ["finetune.lr=0.05", "finetune.epochs=30"],
-    "lr 0.1, 30 epochs": ["finetune.lr=0.1", "finetune.epochs=30"],
     "lr 0.1, 60 epochs": ["finetune.lr=0.1", "finetune.epochs=60"],
     "lr 0.1, 60 epochs, no mixup": ["finetune.lr=0.1", "finetune.epochs=60", "finetune.mixup_alpha=0"],
     "lr 0.2, 60 epochs": ["finetune.lr=0.2", "finetune.epochs=60"],
@@ -54,15 +53,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def measure(seeds: range, overrides: list[str]) -> dict[str, Any]:
+def measure(folder: Path, seeds: range, overrides: list[str]) -> dict[str, Any]:
     stages: dict[str, list[dict[str, Any]]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        for seed in seeds:
-            models = run(Path(name), seed, overrides)
-            for model in models:
-                if model["stage"] in ("pretrain", "baseline", "merge", "post_train"):
-                    stages.setdefault(model["name"], []).append(model)
-            print(f"seed {seed}: final H-mean {100 * models[-1]['h_mean']:.1f}", flush=True)
+    for seed in seeds:
+        models = run(folder, seed, overrides)
+        for model in models:
+            if model["stage"] in ("pretrain", "baseline", "merge", "post_train"):
+                stages.setdefault(model["name"], []).append(model)
+        print(f"seed {seed}: final H-mean {100 * models[-1]['h_mean']:.1f}", flush=True)
     return {stage: summary(rows) for stage, rows in stages.items()}
 
 
@@ -79,9 +77,10 @@ def main() -> None:
     settings = {"preset": []} if mode == "report" else CANDIDATES
     start = time.time()
     found = {}
-    for name, overrides in settings.items():
-        found[name] = measure(seeds, overrides)
-        show(f"{name} ({', '.join(METRICS)}; mean ± std of {len(seeds)} seeds, percent)", found[name])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, overrides in settings.items():
+            found[name] = measure(Path(folder), seeds, overrides)
+            show(f"{name} ({', '.join(METRICS)}; mean ± std of {len(seeds)} seeds, percent)", found[name])
     facts = {
         "seeds": list(seeds),
         "cores": os.cpu_count(),

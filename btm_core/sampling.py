@@ -26,9 +26,11 @@ def balanced_subset(labels: ArrayLike, shots: int, seed: int, index: int) -> NDA
     if shots < 1:
         raise DataError(f"sampling.shots is images a class and at least 1, found {shots}")
     y = np.asarray(labels)
-    random = numpy_generator("balanced-subset", seed, index)
-    # One random key an image, then one sort by (class, key): the first `shots` of each class are a uniform draw.
-    order = np.lexsort((random.random(len(y)), y))
+    if len(y) and y.min() >= 0 and y.max() < 1 << 16:
+        y = y.astype(np.uint16)  # NumPy sorts 16 bits by radix: 437,513 labels in milliseconds
+    # Shuffle all images, sort them by class without changing their order within it, and keep the first of each class.
+    shuffled = numpy_generator("balanced-subset", seed, index).permutation(len(y))
+    order = shuffled[np.argsort(y[shuffled], kind="stable")]
     starts = np.flatnonzero(np.r_[True, np.diff(y[order]) != 0])
     rank = np.arange(len(y)) - np.repeat(starts, np.diff(np.r_[starts, len(y)]))
     return np.sort(order[rank < shots])

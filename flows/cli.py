@@ -65,6 +65,7 @@ def run(
     from flows.environment import prepare_prefect
     from flows.progress import show_progress
 
+    _log_to_stderr()
     config = load_experiment(experiment, overrides or ())
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
     settings = _settings({name: value for name, value in flags.items() if value is not None})
@@ -123,7 +124,26 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         print("btm: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        from tasks.execution import WorkerDiedError
+
+        if not isinstance(error, WorkerDiedError):
+            raise
+        print(f"btm: {error}\nThe same command goes on where it stopped.", file=sys.stderr)
+        sys.exit(1)
     sys.exit(0)
+
+
+def _log_to_stderr() -> None:
+    """Show what the library and the steps have to say."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("btm: %(message)s"))
+    for name in ("btm_core", "tasks"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def _settings(flags: dict[str, Any]) -> "RuntimeSettings":

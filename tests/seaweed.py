@@ -48,12 +48,8 @@ def serve(folder: Path) -> Iterator[dict[str, str]]:
             _wait_until_ready(environment, process)
             yield environment
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()  # nothing it holds is wanted any more, and it takes its time to end by itself
+            process.wait()
 
 
 def free_ports(count: int) -> list[int]:

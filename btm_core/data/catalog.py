@@ -1,7 +1,8 @@
 """What a reader returns: the two splits of a data set, checked, before any image is decoded."""
 
+import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,8 @@ from btm_core.data.long_tail import class_counts
 from btm_core.errors import DataError, some_of
 
 __all__ = ["Catalog", "Split"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,6 @@ class Catalog:
     train: Split
     test: Split
     root: str | None = None
-    warnings: list[str] = field(default_factory=list)
 
     @property
     def num_classes(self) -> int:
@@ -83,4 +85,4 @@ class Catalog:
             )
         repeated = [path for path, n in Counter(self.train.paths).items() if n > 1]
         if repeated:
-            self.warnings.append(f"{len(repeated)} training images are listed more than once, first {repeated[0]}")
+            log.warning("%d training images are listed more than once, the first is %s", len(repeated), repeated[0])

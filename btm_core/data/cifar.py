@@ -4,6 +4,7 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; ht
 """
 
 import hashlib
+import logging
 import shutil
 import tarfile
 import urllib.error
@@ -17,6 +18,8 @@ from btm_core.data.catalog import Catalog, Split
 from btm_core.errors import DataError
 
 __all__ = ["read_cifar100"]
+
+log = logging.getLogger(__name__)
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 ARCHIVE_MD5 = "03b5dce01913d631647c71ecec9e9cb8"
@@ -93,6 +96,7 @@ def _as_images(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _download(root: Path) -> None:
+    log.info("downloading CIFAR-100 (161 MB) from %s to %s", URL, root)
     root.mkdir(parents=True, exist_ok=True)
     archive = root / "cifar-100-binary.tar.gz"
     partial = archive.with_suffix(".part")
