@@ -6,6 +6,7 @@ Results go to standard output, progress and logs to standard error. Exit codes: 
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -200,31 +201,43 @@ def _stop_at_once_on_signals() -> None:
 
 
 def _print_result(result: dict[str, Any], experiment: str) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result['name']}, seed {result['seed']}: every model on the way, test split, percent")
+    title = f"{result['name']}, seed {result['seed']}: every model on the way"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", no_wrap=True)
-    for heading in ("H-mean", "G-mean", "lowest", "accuracy", "many", "medium", "few", "zero-recall"):
+    for heading in ("H-mean", "G-mean", "lowest", "acc.", "many", "medium", "few", "zero"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["models"]:
         figures = [row[key] for key in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")]
         cells = ["n/a" if value is None else f"{100 * value:.1f}" for value in figures]
-        table.add_row(
-            row["name"], *cells, str(row["zero_recall_classes"]), style="bold" if row["name"] == "final" else ""
-        )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        style = "bold" if row["stage"] == "post_train" else ""
+        table.add_row(row["name"], *cells, str(row["zero_recall_classes"]), style=style)
+    Console(width=max(80, Console().width)).print(table)
+    print("Test split, percent. lowest: lowest recall; zero: classes with zero recall.\n")
     trained = ", ".join(result["trained_stages"])
     print(f"Trained: {trained}." if trained else "Nothing was trained: every model was found in the store.")
     print(f"Took {result['seconds']:.0f} s.\n")
     print(f"Report       {result['report']}")
     print(f"Final model  {result['final_model']}")
     print(f"MLflow       {result['tracking']['uri']} (run {result['tracking']['run_id']})\n")
+    btm = _as_typed("btm")
     print("What to type next:")
-    print(f"  btm run {experiment} --set seed=1                 # another seed; the data are not prepared again")
-    print(f"  btm run {experiment} --set post_train.epochs=20   # only what follows the change is done again")
-    print(f"  mlflow ui --backend-store-uri {result['tracking']['uri']}")
-    print("  btm presets                                       # other experiments; README.md: your own data")
+    print(f"  {btm} run {experiment} --set seed=1                # another seed; the data are not prepared again")
+    print(f"  {btm} run {experiment} --set post_train.epochs=20  # only what follows the change is done again")
+    print(f"  {_as_typed('mlflow')} ui --backend-store-uri {result['tracking']['uri']}")
+    print(f"  {btm} presets   # other experiments; README.md tells how to run your own data")
+
+
+def _as_typed(command: str) -> str:
+    """Return what a user has to type for a command of this environment: its name alone if the environment is active."""
+    own = Path(sys.executable).with_name(command)
+    found = shutil.which(command)
+    if found and Path(found) == own:
+        return command
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
 
 
 if __name__ == "__main__":

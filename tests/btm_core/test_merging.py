@@ -35,6 +35,8 @@ def test_the_soup_of_identical_models_is_that_model(tmp_path: Path, count: int) 
 
 def test_the_order_of_ingredients_changes_not_one_bit(tmp_path: Path) -> None:
     paths = write_models(tmp_path, 4)
+    for path, huge in zip(paths, (1e20, 1.0, -1e20, 3.0), strict=True):  # a sum that shows the order it was made in
+        save_file({**load_file(path), "huge": torch.tensor([huge])}, path)
     files = set()
     for number, order in enumerate(itertools.permutations(paths)):
         output = tmp_path / f"soup-{number}.safetensors"
