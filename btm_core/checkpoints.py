@@ -4,7 +4,7 @@ Keys are `backbone.*` and `head.*`; the metadata holds what is needed to use the
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,15 @@ from torch import Tensor
 from btm_core.errors import CheckpointError, some_of
 from btm_core.models import Classifier, build_model
 
-__all__ = ["CheckpointMetadata", "load_checkpoint", "load_into", "read_metadata", "save_checkpoint", "save_tensors"]
+__all__ = [
+    "CheckpointMetadata",
+    "check_classes",
+    "load_checkpoint",
+    "load_into",
+    "read_metadata",
+    "save_checkpoint",
+    "save_tensors",
+]
 
 METADATA_KEY = "btm"
 
@@ -92,6 +100,19 @@ def load_into(model: Classifier, path: Path) -> None:
     if bad:
         raise CheckpointError(f"{path} holds NaN or infinite values in {len(bad)} tensors:\n{some_of(bad)}")
     model.load_state_dict(found, strict=False)
+
+
+def check_classes(path: Path, class_names: Sequence[str]) -> None:
+    """Raise CheckpointError if a checkpoint says that its classes are others than these, or in another order."""
+    metadata = read_metadata(path)
+    if metadata is None or tuple(class_names) == metadata.class_names:
+        return
+    pairs = zip(metadata.class_names, class_names, strict=False)
+    differing = [f"{c}: {theirs}, here {ours}" for c, (theirs, ours) in enumerate(pairs) if theirs != ours]
+    raise CheckpointError(
+        f"{path} was trained on other classes, or in another order: {len(metadata.class_names)} there, "
+        f"{len(class_names)} here:\n{some_of(differing)}"
+    )
 
 
 def load_checkpoint(path: Path) -> tuple[Classifier, CheckpointMetadata]:

@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "NonFiniteLossError",
     "StoreError",
+    "TrackingError",
     "some_of",
 ]
 
@@ -38,6 +39,10 @@ class StoreError(BTMError, OSError):
 
 class NonFiniteLossError(BTMError, ArithmeticError):
     """The training loss became NaN or infinite."""
+
+
+class TrackingError(BTMError, OSError):
+    """The tracking server cannot be used."""
 
 
 def some_of(items: Sequence[object], limit: int = 10) -> str:

@@ -6,7 +6,9 @@ result does not depend on the order they are named in, bit for bit; memory is ab
 
 import hashlib
 import json
+import math
 import struct
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from io import BufferedIOBase
@@ -49,7 +51,8 @@ class _Reader:
             if length > HEADER_LIMIT:
                 raise ValueError(f"header of {length} bytes")
             header: dict[str, Any] = json.loads(file.read(length))
-        except (struct.error, ValueError) as error:
+            _check_header(header)
+        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(f"{url} is not a safetensors file: {error}") from None
         self._start = 8 + length
         self.metadata: dict[str, str] = header.pop("__metadata__", {})
@@ -87,7 +90,7 @@ def merge(
 
     Arguments:
     - inputs: S paths or URLs of safetensors files with equal names, shapes and types.
-    - output: path or URL to write.
+    - output: path or URL to write; may be one of the inputs.
     - weights: (S,) not negative, normalised here to sum 1; 1 / S each if None.
     - metadata: of the output; that of the inputs where they agree if None.
 
@@ -105,13 +108,22 @@ def merge(
             files = [stack.enter_context(fsspec.open(str(url), "rb")) for url in inputs]
         except FileNotFoundError as error:
             raise CheckpointError(f"checkpoint not found: {error}") from None
+        except OSError as error:
+            raise CheckpointError(f"checkpoint cannot be read: {error}") from None
         readers = [_Reader(str(url), file) for url, file in zip(inputs, files, strict=True)]
         _check_alike(readers)
         ranked = sorted(zip(readers, shares, strict=True), key=lambda pair: (pair[0].digest(), pair[1]))
         if metadata is None:
-            shared = set.intersection(*(set(reader.metadata.items()) for reader in readers))
-            metadata = dict(sorted(shared))
-        _write(ranked, str(output), metadata)
+            metadata = _shared_metadata(readers)
+        # First to a file of its own, so that an input may be the output, and nobody ever sees half a checkpoint.
+        with tempfile.TemporaryDirectory(prefix="btm-merge-", dir=_folder_beside(output)) as folder:
+            whole = Path(folder, "merged")
+            _write(ranked, whole, metadata)
+            try:
+                fs, target = fsspec.core.url_to_fs(str(output))
+                fs.put_file(str(whole), target)
+            except OSError as error:
+                raise CheckpointError(f"{output} cannot be written: {error}") from None
 
 
 def _check_alike(readers: list[_Reader]) -> None:
@@ -135,7 +147,45 @@ def _check_alike(readers: list[_Reader]) -> None:
             )
 
 
-def _write(ranked: list[tuple[_Reader, float]], output: str, metadata: dict[str, str]) -> None:
+def _check_header(header: Any) -> None:
+    """Raise ValueError, KeyError or TypeError unless each tensor's bytes are as many as its type and shape say."""
+    if not isinstance(header, dict):
+        raise ValueError("its header is no mapping")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        first, last = entry["data_offsets"]
+        size = DTYPES[entry["dtype"]].itemsize if entry["dtype"] in DTYPES else None
+        if not 0 <= first <= last or (size is not None and last - first != size * math.prod(entry["shape"])):
+            raise ValueError(f"tensor {name} has offsets that do not fit its shape")
+
+
+def _folder_beside(output: str | Path) -> str | None:
+    """Return the folder of a local output, which has room and allows a fast move; None for a remote one."""
+    folder = Path(str(output)).expanduser().parent
+    return str(folder) if "://" not in str(output) and folder.is_dir() else None
+
+
+def _shared_metadata(readers: list[_Reader]) -> dict[str, str]:
+    """Return what the inputs' metadata agree on; of JSON objects, the items they agree on."""
+    shared = {}
+    for key in sorted(set.intersection(*(set(reader.metadata) for reader in readers))):
+        values = [reader.metadata[key] for reader in readers]
+        if len(set(values)) == 1:
+            shared[key] = values[0]
+            continue
+        try:
+            documents = [json.loads(value) for value in values]
+        except ValueError:
+            continue
+        if all(isinstance(document, dict) for document in documents):
+            first, *others = documents
+            agreed = {k: v for k, v in first.items() if all(k in other and other[k] == v for other in others)}
+            shared[key] = json.dumps(agreed)
+    return shared
+
+
+def _write(ranked: list[tuple[_Reader, float]], output: Path, metadata: dict[str, str]) -> None:
     """Write header and tensors one after another; the layout is known before the first tensor is averaged."""
     first = ranked[0][0]
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
@@ -146,7 +196,7 @@ def _write(ranked: list[tuple[_Reader, float]], output: str, metadata: dict[str,
         offset += end - begin
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    with fsspec.open(output, "wb") as file:
+    with output.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in sorted(first.entries):
             mean = _average(ranked, name)
@@ -157,8 +207,11 @@ def _average(ranked: list[tuple[_Reader, float]], name: str) -> Tensor:
     """Read tensor `name` of one input after another, so that only one of them is in memory beside the sum."""
     entry = ranked[0][0].entries[name]
     dtype = DTYPES[entry["dtype"]]
-    total = torch.zeros(entry["shape"], dtype=torch.float64)
+    mean = torch.zeros(entry["shape"], dtype=torch.float64)
+    weight = 0.0
     for reader, share in ranked:
-        total.add_(reader.tensor(name), alpha=share)
-    mean = total / sum(share for _, share in ranked)
+        if share > 0:
+            # As a running mean, equal tensors stay what they are, to the last bit, in every type.
+            weight += share
+            mean += (reader.tensor(name).double() - mean) * (share / weight)
     return (mean if dtype.is_floating_point else mean.round()).to(dtype)

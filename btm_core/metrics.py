@@ -55,7 +55,10 @@ def recall_report(
     y, p, counts = np.asarray(targets), np.asarray(predictions), np.asarray(train_counts)
     if y.shape != p.shape or y.ndim != 1:
         raise DataError(f"targets and predictions must both be (N,), found {y.shape} and {p.shape}")
-    if len(y) and (y.min() < 0 or y.max() >= len(counts)):
+    for name, values in (("targets", y), ("predictions", p)):
+        if not len(values) or not np.issubdtype(values.dtype, np.integer):
+            raise DataError(f"{name} must be (N,) integers, N > 0, found {values.dtype} of shape {values.shape}")
+    if y.min() < 0 or y.max() >= len(counts):
         raise DataError(f"targets must be in 0..{len(counts) - 1}, found {y.min()}..{y.max()}")
     total = np.bincount(y, minlength=len(counts))
     if (total == 0).any():

@@ -18,7 +18,8 @@ __all__ = ["derive_seed", "numpy_generator", "torch_generator"]
 
 def derive_seed(*parts: int | str) -> int:
     """Return a seed in [0, 2**63) that is a stable hash of `parts`: the same on any machine and Python version."""
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    # default=int: NumPy's integers are integers
+    digest = hashlib.sha256(json.dumps(parts, default=int).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import urllib.parse
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,9 +66,13 @@ class Store:
     """Reads and writes artifacts below one fsspec URL: a path, file://, s3:// or memory://."""
 
     def __init__(self, url: str):
-        self.url = url if "://" in url else Path(url).expanduser().resolve().as_uri()
+        if url.startswith("file://"):
+            url = urllib.parse.unquote(url.removeprefix("file://"))  # a URL writes a space as %20, a folder does not
+        local = "://" not in url
+        place = str(Path(url).expanduser().resolve()) if local else url
+        self.url = Path(place).as_uri() if local else url
         try:
-            self._fs, root = fsspec.core.url_to_fs(self.url)
+            self._fs, root = fsspec.core.url_to_fs(place)
         except (ImportError, ValueError, OSError) as error:
             raise StoreError(
                 f"store {url!r} is not usable: {error}; use file:///folder or s3://bucket/prefix"
@@ -82,7 +87,8 @@ class Store:
         """Write and delete a probe. Raises StoreError that says what to do."""
         probe = f"{self._root}/.probe-{uuid.uuid4().hex}"
         try:
-            self._fs.makedirs(self._root, exist_ok=True)
+            if "file" in self._fs.protocol:  # on S3 this would create a bucket that was only mistyped
+                self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(probe, b"btm")
             self._fs.rm_file(probe)
         except Exception as error:  # each file system raises its own: permissions, credentials, network, bucket

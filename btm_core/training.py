@@ -145,7 +145,11 @@ class Trainer:
         return state | {"epoch": torch.tensor(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned. Raises ValueError, and changes nothing, if it is of another module."""
+        wanted = {f"module.{name}": tensor.shape for name, tensor in self.module.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in state.items() if name.startswith("module.")}
+        if "epoch" not in state or found != wanted:
+            raise ValueError("the saved state is of another module")
         self.module.load_state_dict({k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")})
         saved = self.optimizer.state_dict()
         saved["state"] = {

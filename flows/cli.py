@@ -6,6 +6,7 @@ Results go to standard output, progress and logs to standard error. Exit codes: 
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -71,6 +72,11 @@ def run(
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
     settings = _settings({name: value for name, value in flags.items() if value is not None})
     _preflight(config, settings)
+    if (
+        settings.tracking_uri is not None
+    ):  # by MLflow's own variable: flow parameters are shown, and it may hold a secret
+        os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
+        settings = settings.model_copy(update={"tracking_uri": None})
     prepare_prefect(settings.home, verbose)
     with show_progress():
         from flows.btm import btm
@@ -80,7 +86,9 @@ def run(
     if as_json:
         print(json.dumps(result, indent=1))
     else:
-        _print_result(result, experiment)
+        options = [*(f"--set={override}" for override in overrides or ())]
+        options += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+        _print_result(result, shlex.join([_as_typed("btm"), "run", experiment, *options]))
 
 
 @app.command()
@@ -126,9 +134,9 @@ def main() -> NoReturn:
         print("btm: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from tasks.execution import WorkerDiedError
+        from tasks.execution import WorkerError
 
-        if not isinstance(error, WorkerDiedError):
+        if not isinstance(error, WorkerError):
             raise
         print(f"btm: {error}\nThe same command goes on where it stopped.", file=sys.stderr)
         sys.exit(1)
@@ -163,18 +171,30 @@ def _settings(flags: dict[str, Any]) -> "RuntimeSettings":
 
 
 def _preflight(config: "ExperimentConfig", settings: "RuntimeSettings") -> None:
-    """Find what is wrong with data, checkpoint and store before a server is started, let alone a network trained."""
+    """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained."""
     from btm_core.data import scan
+    from btm_core.errors import ConfigError
     from btm_core.storage import Store
+    from tasks.sample import short_classes
 
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None
     Store(settings.store_url).check_writable()
+    if not settings.slots() or (settings.device == "cuda" and settings.gpu_count() == 0):
+        raise ConfigError("device cuda was asked for, but no NVIDIA GPU is visible; use --device auto or cpu")
     catalog = scan(config.data)
+    sampling = config.sampling
+    short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
     checkpoint = config.pretrain.checkpoint
     if checkpoint is not None and "://" not in checkpoint:
-        from btm_core.checkpoints import load_into
+        from btm_core.checkpoints import check_classes, load_into
         from btm_core.models import build_model
 
-        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), Path(checkpoint))
+        path = Path(checkpoint).expanduser()
+        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
+        check_classes(path, catalog.class_names)
 
 
 def _new_run_id(name: str) -> str:
@@ -200,7 +220,7 @@ def _stop_at_once_on_signals() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
-def _print_result(result: dict[str, Any], experiment: str) -> None:
+def _print_result(result: dict[str, Any], command: str) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -223,12 +243,12 @@ def _print_result(result: dict[str, Any], experiment: str) -> None:
     print(f"Report       {result['report']}")
     print(f"Final model  {result['final_model']}")
     print(f"MLflow       {result['tracking']['uri']} (run {result['tracking']['run_id']})\n")
-    btm = _as_typed("btm")
     print("What to type next:")
-    print(f"  {btm} run {experiment} --set seed=1                # another seed; the data are not prepared again")
-    print(f"  {btm} run {experiment} --set post_train.epochs=20  # only what follows the change is done again")
-    print(f"  {_as_typed('mlflow')} ui --backend-store-uri {result['tracking']['uri']}")
-    print(f"  {btm} presets   # other experiments; README.md tells how to run your own data")
+    print(f"  {command} --set seed={result['seed'] + 1}                # another seed; the data are not prepared again")
+    print(f"  {command} --set post_train.epochs=20  # only what follows the change is done again")
+    if result["tracking"]["uri"].startswith("sqlite"):
+        print(f"  {_as_typed('mlflow')} ui --backend-store-uri {result['tracking']['uri']}")
+    print(f"  {_as_typed('btm')} presets   # other experiments; README.md tells how to run your own data")
 
 
 def _as_typed(command: str) -> str:

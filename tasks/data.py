@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig
+from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact, Store
 from tasks.step import Step, Workspace
 
@@ -20,12 +21,17 @@ DESCRIPTION, LABELS, PIXELS = "dataset.json", "labels.safetensors", "pixels.safe
 
 
 def fingerprint(catalog: "Catalog", cache: Path | None) -> str:
-    """Return a sha256 over class names, labels and the content of every image, wherever they lie."""
+    """Return a sha256 over class names, labels and the content of every image, wherever they lie.
+
+    Raises DataError if an image file is in both splits, under whatever name.
+    """
     import hashlib
 
     from btm_core.data.files import content_digests
 
     total = hashlib.sha256(json.dumps(catalog.class_names).encode())
+    seen: dict[str, str] = {}
+    shared: list[str] = []
     for split in (catalog.train, catalog.test):
         total.update(f"{split.name} {len(split)}".encode())
         total.update(split.labels.astype("<i8").tobytes())
@@ -36,6 +42,15 @@ def fingerprint(catalog: "Catalog", cache: Path | None) -> str:
             assert catalog.root is not None and split.paths is not None
             for path, digest in zip(split.paths, content_digests(catalog.root, split.paths, cache), strict=True):
                 total.update(f"{path} {digest}\n".encode())
+                if split is catalog.train:
+                    seen[digest] = path
+                elif digest in seen:
+                    shared.append(f"{path} is {seen[digest]}")
+    if shared:
+        raise DataError(
+            f"{len(shared)} test images are, byte for byte, training images, so the test would be no test; remove them "
+            f"from one split:\n{some_of(shared)}"
+        )
     return total.hexdigest()
 
 

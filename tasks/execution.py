@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
+from pathlib import Path
 from typing import IO, Any
 
 from btm_core import errors
@@ -24,13 +24,21 @@ from tasks.events import publish
 from tasks.settings import RuntimeSettings
 from tasks.step import Step, perform
 
-__all__ = ["WorkerDiedError", "execute"]
+__all__ = ["DeadlineError", "WorkerDiedError", "WorkerError", "execute"]
 
 log = logging.getLogger(__name__)
 
 
-class WorkerDiedError(RuntimeError):
-    """A worker process ended without finishing its work; doing the step again goes on from its last checkpoint."""
+class WorkerError(RuntimeError):
+    """A worker process ended without finishing its work; running it again goes on from its last checkpoint."""
+
+
+class WorkerDiedError(WorkerError):
+    """The worker died of something that may not happen again."""
+
+
+class DeadlineError(WorkerError):
+    """The worker took longer than it may."""
 
 
 def execute(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
@@ -59,12 +67,18 @@ def _in_process(steps: Sequence[Step], settings: RuntimeSettings) -> dict[str, A
         free.put(slot)
 
 
-@cache
+_slots_lock = threading.Lock()
+_slots_of: dict[RuntimeSettings, "queue.Queue[str | None]"] = {}
+
+
 def _slots(settings: RuntimeSettings) -> "queue.Queue[str | None]":
-    slots: queue.Queue[str | None] = queue.Queue()
-    for slot in settings.slots():
-        slots.put(slot)
-    return slots
+    """Return the one queue of free slots of a run, whichever thread asks first."""
+    with _slots_lock:
+        if settings not in _slots_of:
+            slots = _slots_of[settings] = queue.Queue()
+            for slot in settings.slots():
+                slots.put(slot)
+        return _slots_of[settings]
 
 
 def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | None) -> dict[str, Artifact | None]:
@@ -72,6 +86,9 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for to be deterministic on CUDA
     environment["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else gpu
+    # The worker runs the code that this process runs, and never a tasks.py of the folder it is started in (-P).
+    here = str(Path(__file__).parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
     order = {
         "steps": [step.model_dump(mode="json") for step in steps],
         "store": settings.store_url,
@@ -80,7 +97,7 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
         "checkpoint_seconds": settings.checkpoint_seconds,
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.worker"],
+        [sys.executable, "-P", "-m", "tasks.worker"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -91,7 +108,13 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
     last_words: deque[str] = deque(maxlen=20)
     reader = threading.Thread(target=_drain, args=(process.stderr, last_words, steps[0].address), daemon=True)
     reader.start()
-    deadline = threading.Timer(settings.deadline_hours * 3600, process.kill)
+    expired = threading.Event()
+
+    def stop() -> None:
+        expired.set()
+        process.kill()
+
+    deadline = threading.Timer(settings.deadline_hours * 3600, stop)
     deadline.daemon = True
     deadline.start()
     results: dict[str, Artifact | None] = {}
@@ -109,7 +132,6 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
             publish({**event, "stage": steps[0].stage})
         code = process.wait()
     finally:
-        expired = deadline.finished.is_set()
         deadline.cancel()
         process.kill()
         process.wait()
@@ -120,10 +142,11 @@ def _run_worker(steps: Sequence[Step], settings: RuntimeSettings, gpu: str | Non
         raise refusal
     if code != 0:
         how = f"was killed by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        if expired:
-            how = f"passed its deadline of {settings.deadline_hours} h and was stopped"
+        if expired.is_set():
+            how = f"passed its deadline of {settings.deadline_hours:g} h and was stopped"
         words = "".join(f"\n  {word}" for word in last_words)
-        raise WorkerDiedError(f"the worker of {steps[0].address} {how}; its last words:{words or ' none'}")
+        kind = DeadlineError if expired.is_set() else WorkerDiedError
+        raise kind(f"the worker of {steps[0].address} {how}; its last words:{words or ' none'}")
     return results
 
 

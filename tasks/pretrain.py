@@ -8,7 +8,8 @@ import fsspec
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, FcConfig, PretrainConfig
-from btm_core.storage import Artifact
+from btm_core.errors import CheckpointError
+from btm_core.storage import Artifact, file_digest
 from tasks.stages import TrainingStep
 from tasks.step import Workspace
 
@@ -64,14 +65,17 @@ class ImportStage1(TrainingStep):
 
     def run(self, work: Workspace) -> None:
         """Check that the checkpoint fits, and write it as this step's classifier."""
-        from btm_core.checkpoints import load_into
+        from btm_core.checkpoints import check_classes, load_into
 
         dataset = self.dataset(work)
         model = self.new_model(dataset)
         local = work.scratch / Path(self.source).name
         with fsspec.open(self.source, "rb") as source, local.open("wb") as file:
             shutil.copyfileobj(source, file)
+        if file_digest(local)[0] != self.content:
+            raise CheckpointError(f"{self.source} changed while this run was under way; run again")
         load_into(model, local)
+        check_classes(local, dataset.class_names)
         self.save_model(work, dataset, model, checkpoint=self.content)
 
 

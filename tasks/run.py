@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,13 +19,16 @@ from tasks.evaluate import PREDICTIONS, RECALL
 from tasks.events import Event, listening
 from tasks.settings import RuntimeSettings
 from tasks.step import host_facts, versions
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, without_password
 
 __all__ = ["Model", "Run"]
 
 STAGES = ("data", "pretrain", "fc", "sample", "finetune", "merge", "post_train", "evaluate")
 FIGURES = ("h_mean", "g_mean", "lowest_recall", "accuracy", "mean_recall", "zero_recall_classes")
 GROUPS = ("many", "medium", "few")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,10 @@ class Run:
             }
             summary = self._summary(report, urls["report.html"], models)
             self.store.write(json.dumps(summary, indent=1).encode(), "runs", self.run_id, "run.json")
-            self._track(report, models, sorted(folder.iterdir()), urls["report.html"])
+            try:
+                self._track(report, models, sorted(folder.iterdir()), urls["report.html"])
+            except Exception as error:  # the report is written: a tracking server that is down does not undo the run
+                log.warning("MLflow did not take the results: %s", error)
         return summary
 
     def _report(self, data: Artifact, subset: Artifact, models: Sequence[Model]) -> dict[str, Any]:
@@ -166,7 +173,7 @@ class Run:
             "cached_stages": sorted(stages - set(made)),
             "made_stages": made,
             "trained_stages": [stage for stage in STAGES if stage in self.trained],
-            "tracking": {"uri": self.tracker.uri, "run_id": self.tracker.run_id},
+            "tracking": {"uri": without_password(self.tracker.uri), "run_id": self.tracker.run_id},
             "seconds": round(time.monotonic() - self.started, 2),
         }
 

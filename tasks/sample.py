@@ -1,6 +1,7 @@
 """Sampling of balanced subsets (Algorithm 1, line 2)."""
 
 import json
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from btm_core.config import SamplingConfig
@@ -9,7 +10,21 @@ from btm_core.storage import Artifact
 from tasks.data import DESCRIPTION, LABELS
 from tasks.step import Step, Workspace
 
-__all__ = ["SampleSubset"]
+__all__ = ["SampleSubset", "short_classes"]
+
+
+def short_classes(counts: Sequence[int], names: Sequence[str], shots: int, when_short: str) -> list[int]:
+    """Return the classes with fewer than `shots` images. Raises DataError if that is not to be."""
+    from btm_core.sampling import shortfall
+
+    short: list[int] = shortfall(counts, shots).tolist()
+    if short and when_short == "error":
+        lines = [f"{c} ({names[c]}): {counts[c]} images" for c in short]
+        raise DataError(
+            f"{len(short)} classes have fewer images than sampling.shots = {shots}; lower it, or set "
+            f"sampling.when_short to take-all:\n{some_of(lines)}"
+        )
+    return short
 
 
 class SampleSubset(Step):
@@ -42,17 +57,11 @@ class SampleSubset(Step):
         """Write the positions, and which classes are short of images."""
         from safetensors.numpy import load_file
 
-        from btm_core.sampling import balanced_subset, shortfall
+        from btm_core.sampling import balanced_subset
 
         description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
         labels = load_file(work.fetch(self.data, LABELS))["train"]
-        short = shortfall(description["train_counts"], self.shots).tolist()
-        if short and self.when_short == "error":
-            lines = [f"{c} ({description['class_names'][c]}): {description['train_counts'][c]} images" for c in short]
-            raise DataError(
-                f"{len(short)} classes have fewer images than sampling.shots = {self.shots}; lower it, or set "
-                f"sampling.when_short to take-all:\n{some_of(lines)}"
-            )
+        short = short_classes(description["train_counts"], description["class_names"], self.shots, self.when_short)
         positions = balanced_subset(labels, self.shots, self.seed, self.index)
         subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions.tolist()}
         (work.output / "subset.json").write_text(json.dumps(subset))

@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from btm_core.errors import ConfigError
+
 __all__ = ["RuntimeSettings"]
 
 
@@ -69,7 +71,9 @@ class RuntimeSettings(BaseSettings):
         gpus = self.gpu_count()
         if gpus:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            names = visible.split(",") if visible else [str(i) for i in range(gpus)]
+            names = [part for part in visible.split(",") if part.strip()] if visible else [str(i) for i in range(gpus)]
+            if gpus > len(names):
+                raise ConfigError(f"BTM_GPUS asks for {gpus} GPUs, CUDA_VISIBLE_DEVICES shows {len(names)}: {visible}")
             return [names[i % gpus] for i in range(self.workers or gpus)]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return [None] * (self.workers or max(1, cores // self.finetune_threads))

@@ -6,15 +6,17 @@ Runs are addressed by id through the client, never through MLflow's active-run s
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from btm_core.config import ExperimentConfig, Section
+from btm_core.errors import TrackingError
 from tasks.events import Event
 from tasks.settings import RuntimeSettings
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "without_password"]
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,7 @@ class Tracker:
 
     def __init__(self, settings: RuntimeSettings, experiment: ExperimentConfig, run_id: str):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # the default keeps one waiting for minutes
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         # MLflow's database migrations tell every step at INFO.
         for noisy in ("alembic", "mlflow.store.db.utils"):
@@ -35,8 +38,14 @@ class Tracker:
         self.uri = settings.mlflow_uri
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(self.uri)
-        self._experiment_id = self._find_experiment(settings)
+        try:
+            self._client = MlflowClient(self.uri)
+            self._experiment_id = self._find_experiment(settings)
+        except Exception as error:  # each kind of tracking store raises its own
+            raise TrackingError(
+                f"MLflow at {without_password(self.uri)} cannot be used: {error}; check MLFLOW_TRACKING_URI or "
+                "BTM_TRACKING_URI, or unset it to track in a local database"
+            ) from None
         tags = {"mlflow.runName": f"{experiment.name} {run_id}", "btm.run_id": run_id}
         self.run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
         self._children: dict[str, str] = {}
@@ -73,7 +82,13 @@ class Tracker:
         self._client.set_terminated(self.run_id, status)
 
     def listen(self, event: Event) -> None:
-        """Log an event of a step: epochs become metrics of a child run."""
+        """Log an event of a step: epochs become metrics of a child run. A failure is told, and stops no training."""
+        try:
+            self._log_event(event)
+        except Exception as error:
+            log.warning("MLflow did not take what happened in %s: %s", event.get("step"), error)
+
+    def _log_event(self, event: Event) -> None:
         address = event.get("step", "")
         if event["event"] == "epoch":
             child = self._child(address, event["stage"])
@@ -150,6 +165,11 @@ class Tracker:
         params = [Param(key, str(value)[:500]) for key, value in sorted(_flat(experiment).items())]
         self._client.log_batch(run_id, params=params[:100])
         self._client.log_batch(run_id, params=params[100:])
+
+
+def without_password(uri: str) -> str:
+    """Return a URI with the password taken out."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", uri)
 
 
 def _flat(section: Section, prefix: str = "") -> dict[str, Any]:

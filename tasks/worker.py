@@ -48,7 +48,8 @@ def main() -> int:
         try:
             artifact = perform(step, store, emit, order["device"], order["checkpoint_seconds"])
         except BTMError as error:
-            emit({"event": "error", "type": type(error).__name__, "message": str(error)})
+            message = f"{step.stage} {step.readable}: {error}"
+            emit({"event": "error", "type": type(error).__name__, "message": message})
             return 2
         emit({"event": "done", "artifact": artifact.model_dump()})
     return 0

@@ -93,7 +93,21 @@ def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         values = raw.get(section)
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, str) and "://" not in value:
-            values[key] = str((folder / Path(value).expanduser()).resolve())  # type: ignore[index]
+            values[key] = str((folder / _expanded(value)).resolve())  # type: ignore[index]
+    data = raw.get("data")
+    for key in ("train", "test"):
+        value = data.get(key) if isinstance(data, dict) else None
+        if isinstance(value, str) and "://" not in value and (folder / value).is_file():
+            below_root = Path(str(data.get("root", "")), value)  # type: ignore[union-attr]
+            if not below_root.is_file():  # lists are first looked for below the root
+                data[key] = str((folder / value).resolve())  # type: ignore[index]
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of the configuration: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON-ready values that determine a result: all but those marked as mere locations."""
@@ -97,6 +97,8 @@ class InputConfig(Section):
                 raise ValueError(f"{name} has {len(values)} values, expected {self.channels}, one a channel")
         if any(value <= 0 for value in self.std):
             raise ValueError("std must be above 0 in every channel")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize is {self.resize}, less than the crop of size {self.size}")
         return self
 
     @property
@@ -163,7 +165,7 @@ class TrainConfig(Section):
     """SGD with momentum, shared by all training stages."""
 
     epochs: int = Field(ge=1, description="passes over the stage's data")
-    batch_size: int = Field(ge=1, description="images a step")
+    batch_size: int = Field(ge=2, description="images a step; batch normalisation needs two")
     lr: float = Field(gt=0, description="peak learning rate")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
@@ -176,6 +178,12 @@ class TrainConfig(Section):
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
     mixup_alpha: float = Field(0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 switches it off")
 
+    @model_validator(mode="after")
+    def _momentum_fits(self) -> Self:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
 
 class PretrainConfig(TrainConfig):
     """Stage 1: train without handling imbalance (Algorithm 1, line 1), or start from a checkpoint."""
@@ -186,7 +194,7 @@ class PretrainConfig(TrainConfig):
         description="safetensors file to take instead of training; its content is its identity",
     )
     epochs: int = Field(200, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
 
 
@@ -194,7 +202,7 @@ class FcConfig(TrainConfig):
     """The `FC` stage (section 3.3): re-train only the head, cross-entropy, on all (imbalanced) training data."""
 
     epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
 
 
@@ -212,7 +220,7 @@ class FinetuneConfig(TrainConfig):
     """Balanced training of the whole network on one subset (Algorithm 1, line 3; section 4.1)."""
 
     epochs: int = Field(30, ge=1)
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(256, ge=2)
     lr: float = Field(5e-3, gt=0)
     mixup_alpha: float = Field(0.0, ge=0, description="default: that of pretrain (section 4.1)")
     train: Literal["all", "backbone", "head", "last_block_and_head"] = Field(
@@ -235,7 +243,7 @@ class PostTrainConfig(TrainConfig):
         "lws: only the scaling, cross-entropy",
     )
     epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
     head_lr_factor: float = Field(0.2, gt=0, description="the head's lr over the scaling's lr (MiSLAS)")
     smoothing_head: Probability = Field(0.4, description="label-aware smoothing of the most frequent class")
@@ -258,7 +266,7 @@ class ExperimentConfig(Section):
     published: dict[str, float] | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, strict=True)
     data: DataConfig
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()

@@ -58,6 +58,10 @@ class Catalog:
         for split in (self.train, self.test):
             if len(split) == 0:
                 raise DataError(f"the {split.name} split holds no image")
+            if self.num_classes < 2:
+                raise DataError(
+                    f"there are {self.num_classes} classes, expected at least 2: {', '.join(self.class_names)}"
+                )
             wrong = np.flatnonzero((split.labels < 0) | (split.labels >= self.num_classes))
             if len(wrong):
                 found = split.labels[wrong[0]]
@@ -83,6 +87,10 @@ class Catalog:
                 f"{len(shared)} images are in both the training and the test split, so the test would be "
                 f"no test; remove them from one:\n{some_of(shared)}"
             )
+        label_of: dict[str, int] = {}
+        for path, label in zip(self.train.paths, self.train.labels.tolist(), strict=True):
+            if label_of.setdefault(path, label) != label:
+                raise DataError(f"training image {path} is listed with two labels, {label_of[path]} and {label}")
         repeated = [path for path, n in Counter(self.train.paths).items() if n > 1]
         if repeated:
             log.warning("%d training images are listed more than once, the first is %s", len(repeated), repeated[0])

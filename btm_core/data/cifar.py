@@ -96,6 +96,8 @@ def _as_images(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _download(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise DataError(f"data.root {root} is a file, not a folder")
     log.info("downloading CIFAR-100 (161 MB) from %s to %s", URL, root)
     root.mkdir(parents=True, exist_ok=True)
     archive = root / "cifar-100-binary.tar.gz"

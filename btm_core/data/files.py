@@ -102,8 +102,8 @@ def decode_image(data: bytes, channels: int) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits, which some versions of Pillow hold in 32
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("L" if channels == 1 else "RGB")
@@ -147,7 +147,7 @@ class ImageReader:
         data = self.read(path)
         try:
             return decode_image(data, channels)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders raise whatever they stumble over
             raise DataError(f"{path}: {error}") from None
 
 

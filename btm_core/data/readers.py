@@ -30,10 +30,11 @@ def scan(config: DataConfig) -> Catalog:
     Raises DataError with one message for whatever is wrong; see `Catalog.check`.
     """
     catalog = _READERS[config.format](config)
+    catalog.check()
     if config.imbalance_factor is not None:
         kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
         catalog = Catalog(catalog.class_names, catalog.train.take(kept), catalog.test, catalog.root)
-    catalog.check()
+        catalog.check()
     _check_files_exist(catalog)
     return catalog
 
@@ -69,7 +70,7 @@ def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
     paths, labels = [], []
     for number, line in enumerate(text.splitlines(), start=1):
         path, _, label = line.rstrip().rpartition(" ")
-        if not path or not label.isdecimal():
+        if not path or not label.isdecimal() or len(label) > 9:
             if not line.strip():
                 continue
             raise DataError(f"{where}, line {number}: expected 'path label' with an integer label, found {line!r}")
@@ -81,15 +82,20 @@ def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
 def _read_lists(config: DataConfig) -> Catalog:
     splits = []
     for name, file in _split_files(config):
-        paths, labels = read_list(_read_text(file), file)
-        splits.append(Split(name, labels, _inside(paths, file)))
+        text = _read_text(file)
+        paths, labels = read_list(text, file)
+        lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+        splits.append(Split(name, labels, _inside(paths, file, lines)))
     return _named(config, splits)
 
 
 def _read_csv(config: DataConfig) -> Catalog:
     import pandas as pd
 
-    return _read_tables(config, lambda file: pd.read_csv(file, dtype={config.path_column: str}))
+    # A class may be called NA or None: only an empty cell is empty.
+    return _read_tables(
+        config, lambda file: pd.read_csv(file, dtype={config.path_column: str}, keep_default_na=False, na_values=[""])
+    )
 
 
 def _read_parquet(config: DataConfig) -> Catalog:
@@ -115,64 +121,80 @@ def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
             if len(empty):
                 raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
         tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
-    names, encode = _label_encoder(tables["train"][2])
-    splits = [Split(name, encode(labels, file), _inside(paths, file)) for name, (file, paths, labels) in tables.items()]
+    names, encode = _label_encoder(tables["train"][2], _class_names(config), tables["train"][0])
+    splits = []
+    for name, (file, paths, labels) in tables.items():
+        rows = [f"row {number}" for number in range(1, len(paths) + 1)]
+        splits.append(Split(name, encode(labels, file), _inside(paths, file, rows)))
     return _named(config, splits, names)
 
 
-def _label_encoder(train_labels: Any) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
-    """Integers are labels as they are; anything else is a class name, numbered in sorted order of those in training."""
-    from pandas.api.types import is_integer_dtype
+def _label_encoder(
+    train_labels: Any, given: tuple[str, ...] | None, file: str
+) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
+    """Whole numbers are labels as they are; anything else is a class name, numbered as in `data.class_names`, or else
+    in sorted order of those in training.
+    """
+    from pandas.api.types import is_numeric_dtype
 
-    if is_integer_dtype(train_labels.dtype):
-        return None, lambda labels, file: _integers(labels, file)
-    names = tuple(sorted({str(label) for label in train_labels}))
+    if is_numeric_dtype(train_labels.dtype):
+        return None, _whole_numbers
+    names = given or tuple(sorted({str(label) for label in train_labels}))
     number = {name: c for c, name in enumerate(names)}
 
     def encode(labels: Any, file: str) -> NDArray[np.int64]:
         unknown = sorted({str(label) for label in labels} - set(number))
         if unknown:
-            raise DataError(f"{file}: {len(unknown)} classes have no training image:\n{some_of(unknown)}")
+            source = "not in data.class_names" if given else "without a training image"
+            raise DataError(f"{file}: {len(unknown)} classes are {source}:\n{some_of(unknown)}")
         return np.asarray([number[str(label)] for label in labels], dtype=np.int64)
 
     return names, encode
 
 
-def _integers(labels: Any, file: str) -> NDArray[np.int64]:
-    from pandas.api.types import is_integer_dtype
+def _whole_numbers(labels: Any, file: str) -> NDArray[np.int64]:
+    from pandas.api.types import is_numeric_dtype
 
-    if not is_integer_dtype(labels.dtype):
-        raise DataError(f"{file}: labels are {labels.dtype}, but those of the training split are integers")
-    return np.asarray(labels, dtype=np.int64)
+    if not is_numeric_dtype(labels.dtype):
+        raise DataError(f"{file}: labels are text, but those of the training split are numbers")
+    values = np.asarray(labels, dtype=np.float64)
+    wrong = np.flatnonzero((values != np.floor(values)) | (abs(values) > 1e9))
+    if len(wrong):
+        raise DataError(f"{file}, row {wrong[0] + 1}: label {values[wrong[0]]:g} is no whole number of a class")
+    return values.astype(np.int64)
 
 
 def _read_image_folder(config: DataConfig) -> Catalog:
     """`<root>/<train>/<class name>/.../image`; classes in sorted order, as torchvision's ImageFolder numbers them."""
     fs, root = _open_root(config)
     found: dict[str, dict[str, list[str]]] = {}
-    for name in ("train", "test"):
-        folder = getattr(config, name) or name
+    for split in ("train", "test"):
+        [folder] = _inside([getattr(config, split) or split], f"data.{split}", ["value"])
         top = f"{root}/{folder}"
         if not fs.isdir(top):
             raise DataError(
-                f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{name}"
+                f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{split}"
             )
-        found[name] = {}
-        for path in sorted(fs.find(top)):
-            relative = path[len(top) :].lstrip("/")
-            if "/" in relative and relative.lower().endswith(IMAGE_SUFFIXES):
-                found[name].setdefault(relative.split("/", 1)[0], []).append(f"{folder}/{relative}")
-    if not found["train"]:
+        found[split] = {}
+        for entry in sorted(fs.ls(top, detail=False)):
+            if fs.isdir(entry):  # follows links, as find alone would not
+                label = posixpath.basename(entry.rstrip("/"))
+                images = [
+                    path[len(entry) :] for path in sorted(fs.find(entry)) if path.lower().endswith(IMAGE_SUFFIXES)
+                ]
+                found[split][label] = [f"{folder}/{label}/{path.lstrip('/')}" for path in images]
+    if not any(found["train"].values()):
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
-    names = tuple(sorted(found["train"]))
-    unknown = sorted(set(found["test"]) - set(names))
+    names = _class_names(config) or tuple(sorted(found["train"]))
+    unknown = sorted((set(found["train"]) | set(found["test"])) - set(names))
     if unknown:
-        raise DataError(f"{len(unknown)} classes have test images but no training image:\n{some_of(unknown)}")
+        where = "in data.class_names" if config.class_names else "among the training folders"
+        raise DataError(f"{len(unknown)} class folders are not {where}:\n{some_of(unknown)}")
     splits = []
-    for name, by_class in found.items():
+    for split, by_class in found.items():
         pairs = [(path, c) for c, label in enumerate(names) for path in by_class.get(label, [])]
         labels = np.asarray([c for _, c in pairs], dtype=np.int64)
-        splits.append(Split(name, labels, tuple(path for path, _ in pairs)))
+        splits.append(Split(split, labels, tuple(path for path, _ in pairs)))
     return Catalog(names, splits[0], splits[1], root=config.root)
 
 
@@ -210,7 +232,7 @@ def _read_text(file: str) -> str:
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"{file} does not exist, or is a folder; set data.train and data.test") from None
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{file}, line {line}: not UTF-8 text") from None
@@ -229,24 +251,40 @@ def _open_root(config: DataConfig) -> tuple[Any, str]:
     return fs, root.rstrip("/")
 
 
-def _inside(paths: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return normalised paths; one that leaves the root is refused."""
+def _inside(paths: Sequence[str], where: str, positions: Sequence[str]) -> tuple[str, ...]:
+    """Return normalised paths; one that leaves the root is refused, by its position in `where`."""
     safe = []
-    for number, path in enumerate(paths, start=1):
+    for position, path in zip(positions, paths, strict=True):
         normal = posixpath.normpath(path.replace("\\", "/"))
         if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path or "\0" in path:
-            raise DataError(f"{where}, line {number}: {path!r} leaves data.root; paths must be relative and inside it")
+            raise DataError(f"{where}, {position}: {path!r} leaves data.root; paths must be relative and inside it")
         safe.append(normal)
     return tuple(safe)
 
 
+def _class_names(config: DataConfig) -> tuple[str, ...] | None:
+    """Return the names in `data.class_names`, if it is set."""
+    if config.class_names is None:
+        return None
+    names = tuple(line.strip() for line in _read_text(config.class_names).splitlines() if line.strip())
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise DataError(f"{config.class_names} names {len(repeated)} classes twice:\n{some_of(repeated)}")
+    return names
+
+
 def _named(config: DataConfig, splits: list[Split], names: tuple[str, ...] | None = None) -> Catalog:
-    """Give the classes names: those of `data.class_names`, those of the table, the images' folders, or the numbers."""
+    """Give the classes names: those they came with, those of `data.class_names`, their folders', or the numbers."""
     train, test = splits
-    if config.class_names is not None:
-        names = tuple(line for line in _read_text(config.class_names).splitlines() if line.strip())
-    elif names is None:
+    names = names or _class_names(config)
+    if names is None:
         count = int(train.labels.max()) + 1 if len(train) else 0
+        if count > len(train) > 0:
+            at = train.paths[int(train.labels.argmax())] if train.paths else "an image"
+            raise DataError(
+                f"label {count - 1} of {at} is out of range: with {len(train)} training images there cannot be "
+                f"{count} classes; labels are 0, 1, 2, ... without gaps"
+            )
         names = _folder_names(train, count) or tuple(str(c) for c in range(count))
     return Catalog(names, train, test, root=config.root)
 

@@ -58,6 +58,11 @@ def test_overrides() -> None:
         ("data.input.mean=[1, 2]", "mean has 2 values, expected 1"),
         ("data.format=list", "needs root, train, test"),
         ("data.format=cifar100", "input.augmentation"),
+        ("finetune.lr=.inf", "finetune.lr"),
+        ("data.input.std=[.nan]", "data.input.std"),
+        ("seed=true", "seed"),
+        ("data.input.resize=4", "less than the crop"),
+        ("pretrain={epochs: 2, nesterov: true, momentum: 0}", "nesterov needs a momentum"),
         ("seed", "expected KEY=VALUE"),
         ("seed=[", "not valid YAML"),
     ],
@@ -85,6 +90,10 @@ def test_files(tmp_path: Path) -> None:
     assert experiment.data.root == str(tmp_path / "images")
     assert experiment.finetune.lr == 0.01
     assert experiment.finetune.epochs == 30
+    (tmp_path / "mine.txt").write_text("")
+    file.write_text("data: {format: list, root: images, train: mine.txt, test: other.txt}\n")
+    lists = load_experiment(file).data
+    assert (lists.train, lists.test) == (str(tmp_path / "mine.txt"), "other.txt")
     file.write_text("data: [")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load_experiment(file)

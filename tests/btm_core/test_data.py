@@ -192,6 +192,93 @@ def test_a_path_out_of_the_root_is_refused(digit_images: Path, path: str) -> Non
     assert "leaves data.root" in refused(lists(digit_images, train=f"{path} 0\n"))
 
 
+def test_one_image_under_two_names_is_refused(digit_images: Path, tmp_path: Path) -> None:
+    from tasks.data import prepare_data
+
+    source = sorted((digit_images / "train/digit-0").iterdir())[0]
+    (digit_images / "test/digit-0/copy.png").write_bytes(source.read_bytes())
+    with pytest.raises(DataError, match=f"test/digit-0/copy.png is train/digit-0/{source.name}"):
+        prepare_data("x", config(format="image_folder", root=str(digit_images)), tmp_path / "cache")
+
+
+def test_an_image_with_two_labels_is_refused(digit_images: Path) -> None:
+    settings = lists(digit_images)
+    first = (digit_images / "train.txt").read_text().splitlines()[0]
+    with (digit_images / "train.txt").open("a") as file:
+        file.write(first[:-1] + "1\n")
+    assert "listed with two labels, 0 and 1" in refused(settings)
+
+
+@pytest.mark.parametrize("test", ["train", "train/", "./train"])
+def test_the_training_folder_is_no_test_folder(digit_images: Path, test: str) -> None:
+    assert "33 images are in both" in refused(config(format="image_folder", root=str(digit_images), test=test))
+
+
+def test_linked_class_folders_are_read_and_empty_ones_named(digit_images: Path) -> None:
+    folder = digit_images / "train" / "digit-2"
+    folder.rename(digit_images / "elsewhere")
+    folder.symlink_to(digit_images / "elsewhere")
+    settings = config(format="image_folder", root=str(digit_images))
+    assert scan(settings).train_counts.tolist() == [20, 8, 5]
+    (digit_images / "train" / "digit-3").mkdir()
+    message = refused(settings)
+    assert "no training image" in message
+    assert "digit-3" in message
+
+
+def test_class_names_decide_the_order(digit_images: Path) -> None:
+    (digit_images / "names.txt").write_text("digit-2\ndigit-0\ndigit-1\n")
+    names = str(digit_images / "names.txt")
+    catalog = scan(config(format="image_folder", root=str(digit_images), class_names=names))
+    assert catalog.train_counts.tolist() == [5, 20, 8]
+    write_lists(digit_images)
+    for split in ("train", "test"):
+        rows = [line.split() for line in (digit_images / f"{split}.txt").read_text().splitlines()]
+        table = pd.DataFrame({"path": [path for path, _ in rows], "label": [f"digit-{label}" for _, label in rows]})
+        table.to_csv(digit_images / f"{split}.csv", index=False)
+    files = {"train": "train.csv", "test": "test.csv", "class_names": names}
+    table_catalog = scan(config(format="csv", root=str(digit_images), **files))
+    assert table_catalog.class_names == catalog.class_names
+    assert table_catalog.train_counts.tolist() == [5, 20, 8]
+    (digit_images / "names.txt").write_text("digit-2\ndigit-0\n")
+    assert "not in data.class_names" in refused(config(format="csv", root=str(digit_images), **files))
+    assert "not in data.class_names" in refused(
+        config(format="image_folder", root=str(digit_images), class_names=names)
+    )
+
+
+def test_whole_floats_are_labels_and_others_are_refused(digit_images: Path) -> None:
+    settings = lists(digit_images)
+    for split in ("train", "test"):
+        rows = [line.split() for line in (digit_images / f"{split}.txt").read_text().splitlines()]
+        table = pd.DataFrame({"path": [path for path, _ in rows], "label": [float(label) for _, label in rows]})
+        table.to_csv(digit_images / f"{split}.csv", index=False)
+    settings = config(format="csv", root=str(digit_images), train="train.csv", test="test.csv")
+    assert scan(settings).train_counts.tolist() == [20, 8, 5]
+    text = (digit_images / "train.csv").read_text()
+    (digit_images / "train.csv").write_text(text.replace(",2.0", ",2.5", 1))
+    assert "label 2.5 is no whole number" in refused(settings)
+
+
+def test_lists_with_marks_blank_lines_and_huge_labels(digit_images: Path) -> None:
+    settings = lists(digit_images)
+    good = (digit_images / "train.txt").read_text()
+    (digit_images / "train.txt").write_bytes(b"\xef\xbb\xbf" + good.encode())
+    assert scan(settings).train_counts.tolist() == [20, 8, 5]
+    assert "line 36: '../x.png' leaves" in refused(lists(digit_images, train=f"\n\n{good}../x.png 0\n"))
+    path = good.split()[0]
+    assert "label 300000000" in refused(lists(digit_images, train=f"{good}{path} 300000000\n"))
+    assert "expected 'path label'" in refused(lists(digit_images, train=f"{good}{path} {10**22}\n"))
+    assert "training split holds no image" in refused(
+        lists(digit_images, train="").model_copy(update={"imbalance_factor": 10.0})
+    )
+
+
+def test_one_class_is_refused(digit_images: Path) -> None:
+    text = "train/digit-0/0000.png 0\n"
+    assert "expected at least 2" in refused(lists(digit_images, train=text, test="test/digit-0/0208.png 0\n"))
+
+
 def test_classes_without_images_are_named(digit_images: Path) -> None:
     settings = lists(digit_images)
     whole = (digit_images / "train.txt").read_text()

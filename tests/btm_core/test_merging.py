@@ -26,9 +26,12 @@ def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 3, 7, 10])
-def test_the_soup_of_identical_models_is_that_model(tmp_path: Path, count: int) -> None:
+def test_the_soup_of_identical_models_is_that_model(tmp_path: Path, count: int, dtype: torch.dtype) -> None:
     [path] = write_models(tmp_path, 1)
+    weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(path).items()}
+    save_file(weights, path)
     merge([path] * count, tmp_path / "soup.safetensors")
     assert same_bits(load_file(tmp_path / "soup.safetensors"), load_file(path))
 
@@ -123,7 +126,43 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, weights: list[float
         merge(paths, tmp_path / "out", weights)
 
 
+def test_an_input_may_be_the_output(tmp_path: Path) -> None:
+    paths = write_models(tmp_path, 2)
+    merge(paths, tmp_path / "soup.safetensors")
+    merge(paths, paths[0])
+    assert paths[0].read_bytes() == (tmp_path / "soup.safetensors").read_bytes()
+    with pytest.raises(CheckpointError):
+        merge([*paths, tmp_path / "absent"], paths[0])
+    assert paths[0].read_bytes() == (tmp_path / "soup.safetensors").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_what_ingredients_say_alike_the_soup_says_too(tmp_path: Path) -> None:
+    model = build_model("small_cnn", 3, channels=1)
+    for number in range(2):
+        metadata = CheckpointMetadata(
+            backbone="small_cnn", channels=1, size=8, mean=(0.3,), std=(0.4,), class_names=("a", "b", "c"),
+            train_counts=(3, 2, 1), stage="finetune", lineage={"subset": str(number)},
+        )  # fmt: skip
+        save_checkpoint(model, tmp_path / str(number), metadata)
+    merge([tmp_path / "0", tmp_path / "1"], tmp_path / "out")
+    _, found = load_checkpoint(tmp_path / "out")
+    assert found.class_names == ("a", "b", "c")
+    assert found.lineage == {}
+
+
+@pytest.mark.parametrize(
+    "header", ["[1]", '{"w": {}}', '{"w": {"dtype": "F32", "shape": [5], "data_offsets": [0, 4]}}']
+)
+def test_a_wrong_header_is_refused(tmp_path: Path, header: str) -> None:
+    (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header.encode() + b"1234")
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        merge([tmp_path / "a"], tmp_path / "out")
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        merge([tmp_path], tmp_path / "out")
     (tmp_path / "a").write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         merge([tmp_path / "a"], tmp_path / "out")

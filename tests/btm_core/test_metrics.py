@@ -81,6 +81,10 @@ def test_the_floor_is_for_means_alone() -> None:
 
 
 def test_wrong_input_is_refused() -> None:
+    with pytest.raises(DataError, match="N > 0"):
+        recall_report([], [], [])
+    with pytest.raises(DataError, match="integers"):
+        recall_report([0.5], [0], [5])
     with pytest.raises(DataError, match="class 1"):
         recall_report([0, 0], [0, 0], [5, 5])
     with pytest.raises(DataError, match=r"found \(2,\) and \(3,\)"):

@@ -118,6 +118,15 @@ def test_wrong_credentials_are_named(s3: dict[str, str], monkeypatch: pytest.Mon
     fsspec.filesystem("s3").clear_instance_cache()
 
 
+@pytest.mark.parametrize("name", ["sp ace", "é", "100%25"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    artifact = publish(Store(str(tmp_path / name)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "out"] == [name]
+    url = Store(str(tmp_path / name)).url
+    assert url == (tmp_path / name).as_uri()
+    assert Store(url).find(ADDRESS) == artifact
+
+
 def test_half_a_write_leaves_no_trace(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     with pytest.raises(FileNotFoundError):

@@ -137,11 +137,11 @@ def test_a_nan_loss_names_epoch_and_learning_rate(digits: LabelledImages) -> Non
 
 def test_learning_rates() -> None:
     mislas = TrainConfig(
-        epochs=200, batch_size=1, lr=0.1, schedule="step", milestones=(160, 180), warmup_epochs=5
+        epochs=200, batch_size=2, lr=0.1, schedule="step", milestones=(160, 180), warmup_epochs=5
     )  # fmt: skip
     rates = [learning_rate(mislas, epoch) for epoch in (0, 4, 5, 159, 160, 179, 180, 199)]
     assert rates == pytest.approx([0.02, 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    cosine = TrainConfig(epochs=30, batch_size=1, lr=0.005)
+    cosine = TrainConfig(epochs=30, batch_size=2, lr=0.005)
     assert [learning_rate(cosine, e) for e in (0, 15)] == pytest.approx([0.005, 0.0025])
     reference = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.005)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 30)

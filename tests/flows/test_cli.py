@@ -106,9 +106,34 @@ def test_a_checkpoint_that_does_not_fit(btm: Btm, own: Path) -> None:
 
 def test_a_nan_loss_stops_the_stage_and_keeps_what_was_done(btm: Btm, own: Path) -> None:
     done = btm("run", "my.yaml", "--set", "finetune.lr=1e30", cwd=own)
-    refused(done, "in epoch 1 of 2 at learning rate 1e+30")
+    refused(done, "finetune subset-0", "in epoch 1 of 2 at learning rate 1e+30")
     assert list((own / ".btm/store/artifacts/pretrain").rglob("manifest.json"))
     assert not (own / ".btm/store/artifacts/merge").exists()
+
+
+def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
+    shots = ["--set=sampling.when_short=error", "--set=sampling.shots=6"]
+    refused(btm("run", "my.yaml", *shots, cwd=own), "1 classes have fewer images than sampling.shots = 6", "digit-2")
+    refused(btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""), "no NVIDIA GPU")
+    refused(btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"), "BTM_GPUS asks for 2 GPUs")
+    (own / "file").write_text("")
+    refused(btm("run", "my.yaml", "--store", "s2", cwd=own, BTM_HOME="file"), "BTM_HOME file cannot be used")
+    refused(btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"), "workers", "'none'")
+    refused(btm("run", "cifar100-lt", "--set=data.root=file", cwd=own), "is a file, not a folder")
+    assert not (own / ".btm/prefect").exists()
+
+
+def test_a_tracking_server_that_cannot_be_used(btm: Btm, own: Path) -> None:
+    refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://user:***@x")
+
+
+def test_a_tasks_module_of_the_user_is_left_alone(btm: Btm, own: Path) -> None:
+    """The working folder is not on the workers' path: a tasks.py there is somebody else's."""
+    (own / "tasks.py").write_text("raise SystemExit('executed')")
+    script = "import sys; sys.argv = ['btm', 'run', 'my.yaml']; from flows.cli import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", script], cwd=own, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "Trained: pretrain, finetune, post_train." in done.stdout
 
 
 def test_a_store_that_cannot_be_written(btm: Btm, own: Path) -> None:

@@ -11,7 +11,7 @@ from btm_core.errors import DataError
 from btm_core.storage import Artifact, Store
 from tasks.data import PrepareData, prepare_data
 from tasks.events import listening, publish
-from tasks.execution import WorkerDiedError, execute
+from tasks.execution import DeadlineError, WorkerDiedError, execute
 from tasks.finetune import Finetune
 from tasks.merge import Merge
 from tasks.pretrain import Pretrain
@@ -206,8 +206,31 @@ def test_a_corrupt_checkpoint_is_skipped(own: ExperimentConfig, store: Store, se
 def test_a_deadline_ends_a_worker(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
     data = perform(data_step(own), store, silent)
     step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
-    with pytest.raises(WorkerDiedError, match="passed its deadline"):
+    with pytest.raises(DeadlineError, match="passed its deadline"):
         execute([step], settings.model_copy(update={"deadline_hours": 0.5 / 3600}))
+
+
+def test_all_threads_share_one_queue_of_slots(settings: RuntimeSettings) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tasks.execution import _slots
+
+    with ThreadPoolExecutor(16) as pool:
+        queues = {id(queue) for queue in pool.map(lambda _: _slots(settings), range(64))}
+    assert len(queues) == 1
+    assert _slots(settings).qsize() == len(settings.slots())
+
+
+def test_a_checkpoint_of_other_classes_is_refused(own: ExperimentConfig, store: Store, tmp_path: Path) -> None:
+    from btm_core.checkpoints import check_classes
+    from btm_core.errors import CheckpointError
+
+    data = perform(data_step(own), store, silent)
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
+    weights = store.fetch(perform(step, store, silent), "model.safetensors", tmp_path)
+    check_classes(weights, ["digit-0", "digit-1", "digit-2"])
+    with pytest.raises(CheckpointError, match=r"(?s)in another order.*0: digit-0, here digit-1"):
+        check_classes(weights, ["digit-1", "digit-0", "digit-2"])
 
 
 def test_news_reach_those_who_listen() -> None:
