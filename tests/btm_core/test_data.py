@@ -269,7 +269,7 @@ def test_lists_with_marks_blank_lines_and_huge_labels(digit_images: Path) -> Non
     path = good.split()[0]
     assert "label 300000000" in refused(lists(digit_images, train=f"{good}{path} 300000000\n"))
     assert "expected 'path label'" in refused(lists(digit_images, train=f"{good}{path} {10**22}\n"))
-    assert "training split holds no image" in refused(
+    assert "train split holds no image" in refused(
         lists(digit_images, train="").model_copy(update={"imbalance_factor": 10.0})
     )
 

@@ -157,7 +157,7 @@ def test_killed_at_every_stage_a_run_ends_as_if_undisturbed(undisturbed: Undistu
     expected = artifact_digests(undisturbed[0])
     moments = [
         ("started", "data", 1), ("epoch", "pretrain", 3), ("started", "sample", 2), ("epoch", "finetune", 3),
-        ("done", "finetune", 2), ("started", "merge", 1), ("epoch", "post_train", 2), ("started", "evaluate", 4),
+        ("done", "finetune", 1), ("started", "merge", 1), ("epoch", "post_train", 2), ("started", "evaluate", 4),
     ]  # fmt: skip
     for event, stage, count in moments:
         done = crash(tmp_path, event, stage, count)
@@ -172,13 +172,14 @@ def test_killed_at_every_stage_a_run_ends_as_if_undisturbed(undisturbed: Undistu
 
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_result_is_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    done = crash(tmp_path, "worker", "finetune", 2, BTM_WORKERS="1")
+    done = crash(tmp_path, "worker", "finetune", 2)
     assert done.returncode == 0, done.stderr
     assert artifact_digests(tmp_path) == artifact_digests(undisturbed[0])
 
 
-def crash(folder: Path, event: str, stage: str, count: int, **more: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**clean_environment(), "BTM_CHECKPOINT_SECONDS": "0", **more}
+def crash(folder: Path, event: str, stage: str, count: int) -> "subprocess.CompletedProcess[str]":
+    # One worker: how far the others are when one is struck would be a matter of luck.
+    environment = {**clean_environment(), "BTM_CHECKPOINT_SECONDS": "0", "BTM_WORKERS": "1"}
     arguments = [str(CRASH), event, stage, str(count), "digits-lt", *FAST]
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300

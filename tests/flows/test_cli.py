@@ -127,15 +127,6 @@ def test_a_tracking_server_that_cannot_be_used(btm: Btm, own: Path) -> None:
     refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://user:***@x")
 
 
-def test_a_tasks_module_of_the_user_is_left_alone(btm: Btm, own: Path) -> None:
-    """The working folder is not on the workers' path: a tasks.py there is somebody else's."""
-    (own / "tasks.py").write_text("raise SystemExit('executed')")
-    script = "import sys; sys.argv = ['btm', 'run', 'my.yaml']; from flows.cli import main; main()"
-    done = subprocess.run([sys.executable, "-P", "-c", script], cwd=own, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert "Trained: pretrain, finetune, post_train." in done.stdout
-
-
 def test_a_store_that_cannot_be_written(btm: Btm, own: Path) -> None:
     (own / "file").write_text("")
     refused(btm("run", "my.yaml", "--store", "file/store", cwd=own), "cannot be written")

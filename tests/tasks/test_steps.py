@@ -194,6 +194,18 @@ def test_a_worker_goes_on_from_its_last_checkpoint(
     assert [f'"epoch": {n},' in line for n, line in enumerate(records.splitlines(), 1)] == [True] * 6
 
 
+def test_a_tasks_module_of_the_user_is_left_alone(
+    own: ExperimentConfig, store: Store, settings: RuntimeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working folder is not on a worker's path: a tasks.py there is somebody else's."""
+    (tmp_path / "tasks.py").write_text("raise SystemExit('executed')")
+    monkeypatch.chdir(tmp_path)
+    data = perform(data_step(own), store, silent)
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
+    [artifact] = execute([step], settings)
+    assert artifact.address == step.address
+
+
 def test_a_corrupt_checkpoint_is_skipped(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
     data = perform(data_step(own), store, silent)
     step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
