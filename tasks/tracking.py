@@ -46,7 +46,7 @@ class Tracker:
                 f"MLflow at {without_password(self.uri)} cannot be used: {error}; check MLFLOW_TRACKING_URI or "
                 "BTM_TRACKING_URI, or unset it to track in a local database"
             ) from None
-        tags = {"mlflow.runName": f"{experiment.name} {run_id}", "btm.run_id": run_id}
+        tags = {"mlflow.runName": run_id, "btm.run_id": run_id}
         self.run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
         self._children: dict[str, str] = {}
         self._ended: dict[str, str] = {}

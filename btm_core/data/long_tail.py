@@ -74,6 +74,8 @@ def long_tail_indices(labels: ArrayLike, imbalance_factor: float, seed: int = 0)
     y = np.asarray(labels)
     if imbalance_factor < 1:
         raise DataError(f"imbalance_factor is largest over smallest class and at least 1, found {imbalance_factor}")
+    if len(y) == 0:
+        raise DataError("there are no labels to cut a long tail from")
     num_classes = int(y.max()) + 1
     largest = len(y) / num_classes
     decay = 1 / imbalance_factor

@@ -105,3 +105,5 @@ def test_the_published_places_lists(published_lists: Path) -> None:
 def test_an_imbalance_factor_below_one_is_refused() -> None:
     with pytest.raises(DataError, match=r"at least 1, found 0\.01"):
         long_tail_indices([0, 1], 0.01)
+    with pytest.raises(DataError, match="no labels"):
+        long_tail_indices([], 100)
