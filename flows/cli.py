@@ -72,9 +72,8 @@ def run(
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
     settings = _settings({name: value for name, value in flags.items() if value is not None})
     _preflight(config, settings)
-    if (
-        settings.tracking_uri is not None
-    ):  # by MLflow's own variable: flow parameters are shown, and it may hold a secret
+    if settings.tracking_uri is not None:
+        # Handed on by MLflow's own variable: it may hold a secret, and Prefect shows the parameters of a flow.
         os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
         settings = settings.model_copy(update={"tracking_uri": None})
     prepare_prefect(settings.home, verbose)

@@ -101,8 +101,8 @@ def _bars() -> Iterator[None]:
             stage.take(event)
             if name not in rows:
                 rows[name] = progress.add_task(LABELS[name], total=1.0, text="")
-            made = event["event"] != "cached" or stage.epochs
-            text = stage.text() if made or stage.share < 1 else f"{stage.text()} found in the store".strip()
+            all_found = event["event"] == "cached" and stage.share == 1 and not stage.epochs
+            text = f"{stage.text()} found in the store".strip() if all_found else stage.text()
             progress.update(rows[name], completed=stage.share, text=text)
 
         with listening(show):

@@ -1,10 +1,12 @@
 """Balanced training of the whole network on one subset (Algorithm 1, line 3)."""
 
+import json
 from typing import ClassVar, Literal
 
 from btm_core.config import FinetuneConfig
 from btm_core.storage import Artifact
-from tasks.stages import TrainingStep, subset_positions
+from tasks.sample import SUBSET
+from tasks.stages import TrainingStep
 from tasks.step import Workspace
 
 __all__ = ["Finetune"]
@@ -35,7 +37,8 @@ class Finetune(TrainingStep):
 
         dataset = self.dataset(work)
         model = self.load_model(work, dataset, self.base)
-        subset = dataset.train.take(torch.tensor(subset_positions(work, self.subset)))
+        drawn = json.loads(work.fetch(self.subset, SUBSET).read_text())
+        subset = dataset.train.take(torch.tensor(drawn["positions"]))
         trainer = part_trainer(
             model,
             self.config.train,

@@ -17,6 +17,7 @@ from btm_core.storage import Artifact, Store
 from tasks.data import LABELS, describe
 from tasks.evaluate import PREDICTIONS, RECALL
 from tasks.events import Event, listening
+from tasks.sample import SUBSET
 from tasks.settings import RuntimeSettings
 from tasks.step import host_facts, versions
 from tasks.tracking import Tracker, without_password
@@ -102,7 +103,7 @@ class Run:
         from btm_core.report import ModelResult, build_report
 
         description = describe(self.store, data)
-        drawn = self.store.read_json(subset, "subset.json")
+        drawn = self.store.read_json(subset, SUBSET)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             labels = load_file(self.store.fetch(data, LABELS, Path(name)))
             results = []

@@ -10,7 +10,9 @@ from btm_core.storage import Artifact
 from tasks.data import DESCRIPTION, LABELS
 from tasks.step import Step, Workspace
 
-__all__ = ["SampleSubset", "short_classes"]
+__all__ = ["SUBSET", "SampleSubset", "short_classes"]
+
+SUBSET = "subset.json"
 
 
 def short_classes(counts: Sequence[int], names: Sequence[str], shots: int, when_short: str) -> list[int]:
@@ -64,4 +66,4 @@ class SampleSubset(Step):
         short = short_classes(description["train_counts"], description["class_names"], self.shots, self.when_short)
         positions = balanced_subset(labels, self.shots, self.seed, self.index)
         subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions.tolist()}
-        (work.output / "subset.json").write_text(json.dumps(subset))
+        (work.output / SUBSET).write_text(json.dumps(subset))

@@ -1,6 +1,5 @@
 """What the training steps share: their fields, and how a classifier comes out of and goes into an artifact."""
 
-import json
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -64,9 +63,3 @@ class TrainingStep(Step):
             lineage={"data": self.data.digest, **lineage},
         )
         save_checkpoint(model, work.output / WEIGHTS, metadata)
-
-
-def subset_positions(work: Workspace, subset: Artifact) -> list[int]:
-    """Return the training positions of a sampled subset."""
-    positions: list[int] = json.loads(work.fetch(subset, "subset.json").read_text())["positions"]
-    return positions

@@ -52,10 +52,11 @@ def _read_digits(config: DataConfig) -> Catalog:
         positions = random.permutation(np.flatnonzero(labels == c))
         test.append(positions[: config.test_per_class])
         train.append(positions[config.test_per_class :])
-    whole = Split("all", labels, pixels=pixels)
-    chosen = {name: whole.take(np.concatenate(parts)) for name, parts in (("train", train), ("test", test))}
-    splits = {name: Split(name, part.labels, pixels=part.pixels) for name, part in chosen.items()}
-    return Catalog(tuple(str(c) for c in range(10)), splits["train"], splits["test"])
+    splits = [
+        Split(name, labels, pixels=pixels).take(np.concatenate(parts))
+        for name, parts in (("train", train), ("test", test))
+    ]
+    return Catalog(tuple(str(c) for c in range(10)), splits[0], splits[1])
 
 
 def _read_cifar100(config: DataConfig) -> Catalog:
@@ -121,7 +122,7 @@ def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
             if len(empty):
                 raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
         tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
-    names, encode = _label_encoder(tables["train"][2], _class_names(config), tables["train"][0])
+    names, encode = _label_encoder(tables["train"][2], _class_names(config))
     splits = []
     for name, (file, paths, labels) in tables.items():
         rows = [f"row {number}" for number in range(1, len(paths) + 1)]
@@ -130,7 +131,7 @@ def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
 
 
 def _label_encoder(
-    train_labels: Any, given: tuple[str, ...] | None, file: str
+    train_labels: Any, given: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
     """Whole numbers are labels as they are; anything else is a class name, numbered as in `data.class_names`, or else
     in sorted order of those in training.
