@@ -19,6 +19,7 @@ from btm_core.models import Classifier, build_model
 __all__ = [
     "CheckpointMetadata",
     "check_classes",
+    "load_backbone",
     "load_checkpoint",
     "load_into",
     "read_metadata",
@@ -83,6 +84,26 @@ def load_into(model: Classifier, path: Path) -> None:
         raise CheckpointError(
             f"{path} has {found['head.weight'].shape[0]} classes, the data set has {wanted['head.weight'].shape[0]}"
         )
+    _load(model, found, path)
+
+
+def load_backbone(model: Classifier, path: Path, fresh_last_block: bool = False) -> None:
+    """Load the backbone's weights alone; a head in the file, of however many classes, is left aside.
+
+    With `fresh_last_block` the last block keeps the weights it has. Raises CheckpointError as `load_into` does.
+    """
+    read_metadata(path)
+    found = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("head.")}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
+    if fresh_last_block:
+        block = f"backbone.{model.last_block}."
+        found = {name: tensor for name, tensor in found.items() if not name.startswith(block)}
+        own |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith(block)}
+    _load(model, found | own, path)
+
+
+def _load(model: Classifier, found: dict[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
     # Counters of BN batches are bookkeeping: old files lack them.
     problems = [f"missing: {name}" for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     problems += [f"not in the model: {name}" for name in found if name not in wanted]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from btm_core.errors import ConfigError
 
-__all__ = ["BalancedSoftmax", "GeometricMeanLoss", "LabelAwareSmoothing", "mixup"]
+__all__ = ["BalancedSoftmax", "GeometricMeanLoss", "LabelAwareSmoothing", "class_weights", "mixup"]
 
 
 def _counts(class_counts: ArrayLike | Tensor) -> Tensor:
@@ -21,6 +21,20 @@ def _counts(class_counts: ArrayLike | Tensor) -> Tensor:
     if counts.ndim != 1 or len(counts) < 2 or (counts < 0).any() or counts.max() == 0:
         raise ConfigError(f"class_counts must be (C,) training images a class, found shape {tuple(counts.shape)}")
     return counts
+
+
+def class_weights(class_counts: ArrayLike | Tensor, kind: Literal["none", "inverse", "effective"]) -> Tensor | None:
+    """Return weights (C,) with mean 1 for re-weighting a loss, None for no weights.
+
+    - inverse: proportional to 1 / n_c.
+    - effective: proportional to (1 - beta) / (1 - beta ** n_c), beta = 0.999: the effective number of images (Cui et
+      al., CVPR 2019, equation 3).
+    """
+    if kind == "none":
+        return None
+    n = _counts(class_counts).clamp(min=1)
+    weights = 1 / n if kind == "inverse" else (1 - 0.999) / (1 - 0.999**n)
+    return (weights / weights.mean()).float()
 
 
 class LabelAwareSmoothing(nn.Module):
@@ -40,9 +54,11 @@ class LabelAwareSmoothing(nn.Module):
     - class_counts: (C,) training images a class.
     - head, tail: smoothing of the most frequent and the rarest class, in [0, 1).
     - power: of the exponential shape.
+    - weights: (C,) of the classes; the loss is then the weighted mean over the batch, as in torch's cross-entropy.
     """
 
     epsilon: Tensor
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -51,6 +67,7 @@ class LabelAwareSmoothing(nn.Module):
         tail: float,
         shape: Literal["concave", "linear", "convex", "exponential"] = "concave",
         power: float | None = None,
+        weights: Tensor | None = None,
     ):
         super().__init__()
         for name, value in (("head", head), ("tail", tail)):
@@ -73,26 +90,35 @@ class LabelAwareSmoothing(nn.Module):
         else:
             raise ConfigError(f"label-aware smoothing: unknown shape {shape!r}")
         self.register_buffer("epsilon", (tail + (head - tail) * weight).float())
+        self.register_buffer("weights", weights)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar."""
         log_p = F.log_softmax(logits, dim=1)
         right = log_p.gather(1, targets[:, None]).squeeze(1)
         epsilon = self.epsilon.to(log_p.dtype)[targets]
-        return -((1 - epsilon) * right + epsilon * log_p.mean(1)).mean()
+        losses = -((1 - epsilon) * right + epsilon * log_p.mean(1))
+        if self.weights is None:
+            return losses.mean()
+        weights = self.weights.to(log_p.dtype)[targets]
+        return (weights * losses).sum() / weights.sum()
 
 
 class BalancedSoftmax(nn.Module):
-    """Cross-entropy of logits_c + ln n_c (Ren et al., NeurIPS 2020, equation 3)."""
+    """Cross-entropy of logits_c + tau ln n_c.
+
+    tau = 1 is balanced softmax (Ren et al., NeurIPS 2020, equation 3), any tau the logit-adjusted loss of Menon et al.
+    (ICLR 2021, equation 10; ln n_c and ln of the prior differ by a constant).
+    """
 
     log_counts: Tensor
 
-    def __init__(self, class_counts: ArrayLike | Tensor):
+    def __init__(self, class_counts: ArrayLike | Tensor, tau: float = 1.0):
         super().__init__()
         counts = _counts(class_counts)
         if (counts == 0).any():
             raise ConfigError("balanced softmax needs at least one training image a class")
-        self.register_buffer("log_counts", counts.log().float())
+        self.register_buffer("log_counts", (tau * counts.log()).float())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar."""

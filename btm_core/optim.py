@@ -12,7 +12,7 @@ from torch import nn
 
 from btm_core.config import TrainConfig
 
-__all__ = ["learning_rate", "sgd"]
+__all__ = ["learning_rate", "optimizer"]
 
 
 def learning_rate(config: TrainConfig, epoch: int) -> float:
@@ -31,9 +31,11 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.lr
 
 
-def sgd(groups: Iterable[tuple[Iterable[nn.Parameter], float]], config: TrainConfig) -> torch.optim.SGD:
-    """Return SGD over (parameters, factor) groups; the factor scales the group's learning rate."""
+def optimizer(groups: Iterable[tuple[Iterable[nn.Parameter], float]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Return SGD or Adam over (parameters, factor) groups; the factor scales the group's learning rate."""
     params: list[dict[str, Any]] = [{"params": list(group), "factor": factor} for group, factor in groups]
+    if config.optimizer == "adam":
+        return torch.optim.Adam(params, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         params, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, weight_decay=config.weight_decay
     )

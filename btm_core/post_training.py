@@ -1,10 +1,18 @@
-"""Post-training: freeze the backbone and re-train the head on class-balanced batches (Algorithm 1, line 4).
+"""Post-training: freeze the backbone and re-train the head for all classes alike (Algorithm 1, line 4).
 
-The default is stage 2 of MiSLAS (Zhong et al., CVPR 2021): label-aware smoothing, a learnable scaling of the logits,
-and BN statistics that follow the balanced batches. B images a batch, C classes, D features.
+| method | loss | trains | batches |
+|---|---|---|---|
+| mislas | label-aware smoothing (Zhong et al., CVPR 2021) | head, and a scale on the logits | class-aware |
+| crt | cross-entropy (Kang et al., ICLR 2020) | a new head | class-aware |
+| lws | cross-entropy (Kang et al., ICLR 2020) | a scale on the logits | class-aware |
+| balanced_softmax | cross-entropy of logits + tau ln n_c (Ren et al., NeurIPS 2020) | head | instance |
+| gml | geometric mean loss (Du and Wu, CVPR 2023) | head, and a scale on the logits | instance |
+| h2t | cross-entropy of fused features (Li et al., AAAI 2024) | head | class-aware, fused with instance |
+
+B images a batch, C classes, D features, n_c training images of class c.
 """
 
-from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from numpy.typing import ArrayLike
@@ -12,29 +20,83 @@ from torch import Tensor, nn
 
 from btm_core.config import PostTrainConfig
 from btm_core.data.dataset import LabelledImages
-from btm_core.losses import LabelAwareSmoothing
+from btm_core.losses import BalancedSoftmax, GeometricMeanLoss, LabelAwareSmoothing, class_weights, mixup
 from btm_core.models import Classifier
+from btm_core.objectives import Batch, Groups, Objective
 from btm_core.sampling import class_aware_order
-from btm_core.seeding import derive_seed
-from btm_core.training import Trainer
+from btm_core.seeding import derive_seed, torch_generator
+from btm_core.training import Order, Trainer
 
 __all__ = ["PostTraining", "post_trainer"]
 
 
-class PostTraining(nn.Module):
+@dataclass(frozen=True)
+class _Method:
+    """What trains, from which weights, on which batches."""
+
+    head: bool = True
+    scale: bool = False
+    new_head: bool = False
+    sampler: str = "class-aware"
+
+
+_METHODS = {
+    "mislas": _Method(scale=True),
+    "crt": _Method(new_head=True),
+    "lws": _Method(head=False, scale=True),
+    "balanced_softmax": _Method(sampler="instance"),
+    "gml": _Method(scale=True, sampler="instance"),
+    "h2t": _Method(),
+}
+
+
+class PostTraining(Objective):
     """A frozen backbone, the head, and a scale (C,) on the logits, bias included (learnable weight scaling)."""
 
-    def __init__(self, model: Classifier):
-        super().__init__()
-        self.model = model
+    def __init__(self, model: Classifier, loss: nn.Module, config: PostTrainConfig, precision: str = "float32"):
+        super().__init__(precision)
+        self.model, self.loss, self.config = model, loss, config
         self.scale = nn.Parameter(torch.ones(model.head.out_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return scaled logits (B, C); nothing is differentiated through the backbone."""
-        with torch.no_grad():
-            features = self.model.backbone(x)
+    def groups(self) -> Groups:
+        """The head, at its own rate, and the scale, as far as the method trains them."""
+        method = _METHODS[self.config.method]
+        groups: Groups = [(self.model.head.parameters(), self.config.head_lr_factor)] if method.head else []
+        return groups + ([([self.scale], 1.0)] if method.scale else [])
+
+    def set_mode(self) -> None:
+        """BN of the backbone follows the batches if it is to: its statistics move, its parameters do not."""
+        self.train()
+        self.model.backbone.train(self.config.shift_batchnorm)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return scaled logits (B, C) of features (B, D)."""
         scaled: Tensor = self.scale * self.model.head(features)
         return scaled
+
+    def forward(self, batch: Batch, draws: torch.Generator) -> Tensor:
+        """Return the loss; nothing is differentiated through the backbone."""
+        x, partner, lam = batch.x, None, 1.0
+        if self.config.mixup_alpha > 0:
+            x, partner, lam = mixup(x, self.config.mixup_alpha, draws)
+        with torch.no_grad():
+            features = self.run(self.model.backbone, x)
+            if batch.companion is not None:
+                features = self._fused(features, self.run(self.model.backbone, batch.companion.x), draws)
+        logits = self.logits(features)
+        loss: Tensor = self.loss(logits, batch.y)
+        if partner is not None:
+            loss = lam * loss + (1 - lam) * self.loss(logits, batch.y[partner])
+        return loss
+
+    def _fused(self, features: Tensor, others: Tensor, draws: torch.Generator) -> Tensor:
+        """Take a share rho of the feature maps, chosen anew each batch, from the second stream (H2T, equation 4).
+
+        Pooling treats each map by itself, so that maps can be exchanged after it: (B, D) and (B, D).
+        """
+        dim = features.shape[1]
+        taken = torch.randperm(dim, generator=draws)[: int(self.config.h2t_ratio * dim)].to(features.device)
+        return features.index_copy(1, taken, others[:, taken])
 
     @torch.no_grad()
     def folded(self) -> Classifier:
@@ -57,48 +119,49 @@ def post_trainer(
 ) -> tuple[PostTraining, Trainer]:
     """Return the wrapped model and a trainer of its head; iterate over the trainer, then take `folded()`.
 
-    An epoch is ceil(N / B) + 1 batches, as in the reference code. With `shift_batchnorm` the backbone's BN runs in
-    training mode: its running statistics move, its parameters do not. Without it not one bit of the backbone changes.
+    A class-aware epoch is ceil(N / B) + 1 batches, as in the reference code. Without `shift_batchnorm` not one bit of
+    the backbone changes.
 
     Arguments:
-    - data: the whole, imbalanced training set; batches are drawn class-aware.
+    - data: the whole, imbalanced training set.
     - train_counts: (C,) training images a class.
     """
-    wrapped = PostTraining(model)
-    if config.method == "crt":
+    method = _METHODS[config.method]
+    wrapped = PostTraining(model, _loss(config, train_counts), config, precision)
+    if method.new_head:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "new-head"))
             model.head.reset_parameters()
-    groups: list[tuple[Iterable[nn.Parameter], float]] = []
-    if config.method in ("mislas", "crt"):
-        groups.append((model.head.parameters(), config.head_lr_factor))
-    if config.method in ("mislas", "lws"):
-        groups.append(([wrapped.scale], 1.0))
-    loss = (
-        LabelAwareSmoothing(train_counts, config.smoothing_head, config.smoothing_tail)
-        if config.method == "mislas"
-        else nn.CrossEntropyLoss()
-    )
-    length = (-(-len(data) // config.batch_size) + 1) * config.batch_size
-    labels = data.labels.numpy()
+    order = _order(config.sampler or method.sampler, data, config, *seed)
+    companion = _order("instance", data, config, *seed, "companion") if config.method == "h2t" else None
+    trainer = Trainer(wrapped, data, config, seed=seed, order=order, companion=companion, device=device)
+    return wrapped, trainer
 
-    def order(epoch: int) -> Tensor:
+
+def _loss(config: PostTrainConfig, train_counts: ArrayLike) -> nn.Module:
+    if config.method == "balanced_softmax":
+        return BalancedSoftmax(train_counts, config.tau)
+    if config.method == "gml":
+        return GeometricMeanLoss(train_counts, config.gml_power)
+    weights = class_weights(train_counts, config.reweight)
+    if config.method == "mislas":
+        return LabelAwareSmoothing(train_counts, config.smoothing_head, config.smoothing_tail, weights=weights)
+    return nn.CrossEntropyLoss(weight=weights)
+
+
+def _order(sampler: str, data: LabelledImages, config: PostTrainConfig, *seed: int | str) -> Order:
+    """Return the positions of each epoch, as many for one sampler as for the other where two streams run together."""
+    labels = data.labels.numpy()
+    length = (-(-len(data) // config.batch_size) + 1) * config.batch_size
+
+    def class_aware(epoch: int) -> Tensor:
         return torch.from_numpy(class_aware_order(labels, length, config.samples_per_class, *seed, epoch))
 
-    def set_mode() -> None:
-        wrapped.train()
-        model.backbone.train(config.shift_batchnorm)
+    def instance(epoch: int) -> Tensor:
+        passes = [
+            torch.randperm(len(data), generator=torch_generator(*seed, epoch, number, "order"))
+            for number in range(-(-length // len(data)))
+        ]
+        return torch.cat(passes)[:length]
 
-    trainer = Trainer(
-        wrapped,
-        groups,
-        data,
-        config,
-        loss,
-        seed=seed,
-        order=order,
-        precision=precision,
-        device=device,
-        set_mode=set_mode,
-    )
-    return wrapped, trainer
+    return class_aware if sampler == "class-aware" else instance

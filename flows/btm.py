@@ -131,16 +131,19 @@ def together(steps: list[Step], settings: RuntimeSettings) -> list[Artifact]:
 
 def stage1_step(experiment: ExperimentConfig, settings: RuntimeSettings, shared: dict[str, Any]) -> Step:
     """Return the step that trains stage 1, or takes the checkpoint that the experiment names."""
-    source = experiment.pretrain.checkpoint
-    if source is None:
-        return Pretrain(config=experiment.pretrain, **shared)
-    return ImportStage1(source=source, content=file_sha256(source), **shared)
+    config = experiment.pretrain
+    if config.checkpoint is not None:
+        content = file_sha256("pretrain.checkpoint", config.checkpoint)
+        return ImportStage1(source=config.checkpoint, content=content, **shared)
+    initial = None if config.initial is None else file_sha256("pretrain.initial", config.initial)
+    seed = experiment.seed if config.seed is None else config.seed
+    return Pretrain(config=config, initial_content=initial, **{**shared, "seed": seed})
 
 
-def file_sha256(url: str) -> str:
-    """Return the sha256 of a local or remote file."""
+def file_sha256(key: str, url: str) -> str:
+    """Return the sha256 of the local or remote file that configuration key `key` names."""
     try:
         with fsspec.open(str(Path(url).expanduser()) if "://" not in url else url, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"pretrain.checkpoint {url} cannot be read: {error}") from None
+        raise CheckpointError(f"{key} {url} cannot be read: {error}") from None

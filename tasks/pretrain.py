@@ -17,35 +17,37 @@ __all__ = ["ImportStage1", "Pretrain", "RetrainHead"]
 
 
 class Pretrain(TrainingStep):
-    """Train the whole network on the long-tailed training set (Algorithm 1, line 1)."""
+    """Train on the long-tailed training set (Algorithm 1, line 1), by the method that the configuration names."""
 
     kind: Literal["pretrain"] = "pretrain"
     stage: ClassVar[str] = "pretrain"
 
     config: PretrainConfig
+    initial_content: str | None = None
+    """sha256 of the file that the backbone starts from, if any."""
 
     @property
     def readable(self) -> str:
-        """Architecture."""
-        return str(self.model.backbone)
+        """Architecture and method."""
+        return f"{self.model.backbone}-{self.config.method.name.replace('_', '-')}"
 
     def run(self, work: Workspace) -> None:
         """Train, and write the classifier."""
-        from btm_core.training import part_trainer
+        from btm_core.checkpoints import load_backbone
+        from btm_core.methods import stage1_objective
+        from btm_core.training import Trainer
 
         dataset = self.dataset(work)
         model = self.new_model(dataset)
-        trainer = part_trainer(
-            model,
-            "all",
-            dataset.train,
-            self.config,
-            seed=("pretrain", self.seed),
-            precision=self.model.precision,
-            device=work.device,
-        )
+        lineage = {}
+        if self.config.initial is not None and self.initial_content is not None:
+            local = fetch_checked(work, self.config.initial, self.initial_content)
+            load_backbone(model, local, self.config.fresh_last_block)
+            lineage = {"initial": self.initial_content}
+        objective = stage1_objective(model, dataset.train_counts, self.config, self.model.precision, self.seed)
+        trainer = Trainer(objective, dataset.train, self.config, seed=("pretrain", self.seed), device=work.device)
         work.train(trainer)
-        self.save_model(work, dataset, model)
+        self.save_model(work, dataset, model, **lineage)
 
 
 class ImportStage1(TrainingStep):
@@ -69,11 +71,7 @@ class ImportStage1(TrainingStep):
 
         dataset = self.dataset(work)
         model = self.new_model(dataset)
-        local = work.scratch / Path(self.source).name
-        with fsspec.open(self.source, "rb") as source, local.open("wb") as file:
-            shutil.copyfileobj(source, file)
-        if file_digest(local)[0] != self.content:
-            raise CheckpointError(f"{self.source} changed while this run was under way; run again")
+        local = fetch_checked(work, self.source, self.content)
         load_into(model, local)
         check_classes(local, dataset.class_names)
         self.save_model(work, dataset, model, checkpoint=self.content)
@@ -110,3 +108,13 @@ class RetrainHead(TrainingStep):
         )
         work.train(trainer)
         self.save_model(work, dataset, model, base=self.base.digest)
+
+
+def fetch_checked(work: Workspace, url: str, content: str) -> Path:
+    """Return a local copy of a file whose sha256 is `content`."""
+    local = work.scratch / Path(url).name
+    with fsspec.open(url, "rb") as source, local.open("wb") as file:
+        shutil.copyfileobj(source, file)
+    if file_digest(local)[0] != content:
+        raise CheckpointError(f"{url} changed while this run was under way; run again")
+    return local

@@ -1,9 +1,9 @@
 """The configuration of an experiment, and how it is read."""
 
 from btm_core.config.loading import load_experiment, preset_names, preset_text
+from btm_core.config.methods import Stage1Method
 from btm_core.config.schema import (
     BACKBONES,
-    NOT_IDENTITY,
     DataConfig,
     EvaluationConfig,
     ExperimentConfig,
@@ -15,10 +15,9 @@ from btm_core.config.schema import (
     PostTrainConfig,
     PretrainConfig,
     SamplingConfig,
-    Section,
     TrainConfig,
-    canonical_digest,
 )
+from btm_core.config.section import NOT_IDENTITY, Section, canonical_digest
 
 __all__ = [
     "BACKBONES",
@@ -35,6 +34,7 @@ __all__ = [
     "PretrainConfig",
     "SamplingConfig",
     "Section",
+    "Stage1Method",
     "TrainConfig",
     "canonical_digest",
     "load_experiment",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -89,7 +89,12 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
     """Make relative local locations relative to the file that names them, not to the working directory."""
-    for section, key in (("data", "root"), ("data", "class_names"), ("pretrain", "checkpoint")):
+    for section, key in (
+        ("data", "root"),
+        ("data", "class_names"),
+        ("pretrain", "checkpoint"),
+        ("pretrain", "initial"),
+    ):
         values = raw.get(section)
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, str) and "://" not in value:
@@ -138,11 +143,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"])
+        location, model = _without_tags(problem["loc"])
+        key = ".".join(location)
         if problem["type"] == "extra_forbidden":
-            known = _known_keys(problem["loc"][:-1])
-            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean {'.'.join([*map(str, problem['loc'][:-1]), close[0]])!r}?" if close else ""
+            known = list(model.model_fields)
+            close = difflib.get_close_matches(location[-1], known, n=1)
+            hint = f"did you mean {'.'.join([*location[:-1], close[0]])!r}?" if close else ""
             lines.append(f"unknown key {key!r}; {hint or 'known here: ' + ', '.join(known)}")
         elif problem["type"] == "missing":
             lines.append(f"{key} is missing")
@@ -153,10 +159,29 @@ def _explain(error: ValidationError, where: str) -> str:
     return f"{where}: " + "; ".join(lines)
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _without_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
+    """Return the keys of a location as the user wrote them, and the section that the last one is in.
+
+    Where a section is one of several, pydantic puts the name of the one into the location.
+    """
+    keys: list[str] = []
     model: type[BaseModel] = ExperimentConfig
-    for part in location:
-        annotation = model.model_fields[str(part)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+    options: list[type[BaseModel]] = []
+    for part in map(str, location):
+        named = [option for option in options if option.model_fields["name"].default == part]
+        if named:
+            model, options = named[0], []
+            continue
+        keys.append(part)
+        if part in model.model_fields and part != str(location[-1]):
+            sections = _sections(model.model_fields[part].annotation)
+            model = sections[0] if sections else model
+            options = sections if len(sections) > 1 else []
+    return keys, model
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections(part)]

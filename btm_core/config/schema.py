@@ -4,13 +4,13 @@ How an experiment is run (store, workers, device, tracking) is no part of it; se
 Paper sections refer to "Reviving Undersampling for Long-tailed Learning"; `MiSLAS` to Zhong et al., CVPR 2021.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
+from pydantic import Field, field_validator, model_validator
+
+from btm_core.config.methods import CrossEntropyOptions, Stage1Method
+from btm_core.config.section import NOT_IDENTITY, Section
 
 __all__ = [
     "BACKBONES",
@@ -22,17 +22,11 @@ __all__ = [
     "InputConfig",
     "MergeConfig",
     "ModelConfig",
-    "NOT_IDENTITY",
     "PostTrainConfig",
     "PretrainConfig",
     "SamplingConfig",
-    "Section",
     "TrainConfig",
-    "canonical_digest",
 ]
-
-NOT_IDENTITY: JsonDict = {"identity": False}
-"""`json_schema_extra` of fields that say where something is, not what it is: they are left out of every address."""
 
 Backbone = Literal[
     "small_cnn",
@@ -52,24 +46,8 @@ Backbone = Literal[
 BACKBONES: tuple[str, ...] = get_args(Backbone)
 """20, 32, 44 and 56 layers are the CIFAR ResNets; the others are torchvision's."""
 
+Part = Literal["all", "backbone", "head", "last_block_and_head", "last_block_head_and_norms"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the JSON-ready values that determine a result: all but those marked as mere locations."""
-        values: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            extra = field.json_schema_extra
-            if isinstance(extra, dict) and extra.get("identity") is False:
-                continue
-            value = getattr(self, name)
-            values[name] = value.identity() if isinstance(value, Section) else value
-        return values
 
 
 class InputConfig(Section):
@@ -162,11 +140,12 @@ class ModelConfig(Section):
 
 
 class TrainConfig(Section):
-    """SGD with momentum, shared by all training stages."""
+    """The optimizer and its schedule, shared by all training stages."""
 
     epochs: int = Field(ge=1, description="passes over the stage's data")
     batch_size: int = Field(ge=2, description="images a step; batch normalisation needs two")
     lr: float = Field(gt=0, description="peak learning rate")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="adam leaves momentum and nesterov aside")
     momentum: float = Field(0.9, ge=0, lt=1)
     nesterov: bool = False
     weight_decay: float = Field(5e-4, ge=0)
@@ -186,16 +165,46 @@ class TrainConfig(Section):
 
 
 class PretrainConfig(TrainConfig):
-    """Stage 1: train without handling imbalance (Algorithm 1, line 1), or start from a checkpoint."""
+    """Stage 1: train, best without handling imbalance (Algorithm 1, line 1), or start from a checkpoint."""
 
     checkpoint: str | None = Field(
         None,
         json_schema_extra=NOT_IDENTITY,
         description="safetensors file to take instead of training; its content is its identity",
     )
+    initial: str | None = Field(
+        None,
+        json_schema_extra=NOT_IDENTITY,
+        description="safetensors file of a backbone to start training from; its content is its identity",
+    )
+    fresh_last_block: bool = Field(
+        False, description="initial: leave the last block as it is drawn, as MiSLAS does on Places-LT"
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        description="of stage 1; default: the run's. Set it to repeat BTM from one stage 1",
+    )
+    method: Stage1Method = Field(CrossEntropyOptions(), description="the loss and what it needs; see btm_core.methods")
+    train: Part = Field("all", description="which parameters train")
     epochs: int = Field(200, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_alone_means_its_defaults(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _is_one_of_two_starts(self) -> Self:
+        if self.checkpoint is not None and self.initial is not None:
+            raise ValueError("checkpoint replaces stage 1, initial starts it: set one of them")
+        if self.mixup_alpha and self.method.name not in ("cross_entropy", "balanced_softmax"):
+            raise ValueError(f"mixup_alpha belongs to cross_entropy and balanced_softmax, not to {self.method.name}")
+        if self.train != "all" and self.method.name == "paco":
+            raise ValueError("paco trains the whole network: its momentum encoder follows all of it")
+        return self
 
 
 class FcConfig(TrainConfig):
@@ -223,9 +232,7 @@ class FinetuneConfig(TrainConfig):
     batch_size: int = Field(256, ge=2)
     lr: float = Field(5e-3, gt=0)
     mixup_alpha: float = Field(0.0, ge=0, description="default: that of pretrain (section 4.1)")
-    train: Literal["all", "backbone", "head", "last_block_and_head"] = Field(
-        "all", description="which parameters train (Table 8)"
-    )
+    train: Part = Field("all", description="which parameters train (Table 8)")
 
 
 class MergeConfig(Section):
@@ -235,21 +242,30 @@ class MergeConfig(Section):
 
 
 class PostTrainConfig(TrainConfig):
-    """Freeze the backbone and re-train the head with balanced sampling (Algorithm 1, line 4; MiSLAS stage 2)."""
+    """Freeze the backbone and re-train the head, with balanced sampling or a balanced loss (Algorithm 1, line 4)."""
 
-    method: Literal["mislas", "crt", "lws"] = Field(
-        "mislas",
-        description="mislas: label-aware smoothing, head + learnable scaling; crt: new head, cross-entropy; "
-        "lws: only the scaling, cross-entropy",
+    method: Literal["mislas", "crt", "lws", "balanced_softmax", "gml", "h2t"] = Field(
+        "mislas", description="see btm_core.post_training"
     )
     epochs: int = Field(10, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
     head_lr_factor: float = Field(0.2, gt=0, description="the head's lr over the scaling's lr (MiSLAS)")
-    smoothing_head: Probability = Field(0.4, description="label-aware smoothing of the most frequent class")
-    smoothing_tail: Probability = Field(0.1, description="label-aware smoothing of the rarest class")
+    sampler: Literal["class-aware", "instance"] | None = Field(
+        None, description="default: what the method was published with"
+    )
     samples_per_class: int = Field(4, ge=1, description="consecutive draws of one class by the class-aware sampler")
-    shift_batchnorm: bool = Field(True, description="let BN statistics follow the balanced batches (MiSLAS)")
+    shift_batchnorm: bool = Field(True, description="let BN statistics follow the batches (MiSLAS)")
+    smoothing_head: Probability = Field(0.4, description="mislas: label-aware smoothing of the most frequent class")
+    smoothing_tail: Probability = Field(0.1, description="mislas: label-aware smoothing of the rarest class")
+    tau: float = Field(1.0, gt=0, description="balanced_softmax: factor on ln n_c; 1 is the published one")
+    gml_power: float = Field(1.0, gt=0, description="gml: exponent of the power mean over classes")
+    h2t_ratio: Probability = Field(0.25, description="h2t: rho, share of feature maps taken from the second stream")
+    reweight: Literal["none", "inverse", "effective"] = Field(
+        "none",
+        description="class weights in the loss of mislas, crt, lws and h2t: none, 1 / n_c, or 1 / effective number of "
+        "images (Cui et al., CVPR 2019, beta 0.999); for bases of one stage (section 4.1)",
+    )
 
 
 class EvaluationConfig(Section):
@@ -287,9 +303,3 @@ class ExperimentConfig(Section):
             alpha = raw.get("pretrain", {}).get("mixup_alpha", 0.0)
             return {**raw, "finetune": {**finetune, "mixup_alpha": alpha}}
         return raw
-
-
-def canonical_digest(value: Any) -> str:
-    """Return the sha256 (hex) of the canonical JSON of `value`: sorted keys, no spaces, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from btm_core.config import InputConfig
 from btm_core.data.files import ImageReader, fit_square, to_array
-from btm_core.data.transforms import augment, normalise, random_resized_boxes
+from btm_core.data.transforms import normalise, random_resized_boxes
+from btm_core.data.views import show
 from btm_core.seeding import torch_generator
 
 __all__ = ["Dataset", "Images", "ImageFiles", "LabelledImages", "PackedPixels"]
@@ -105,9 +106,14 @@ class LabelledImages:
             yield normalise(pixels.to(device), self.config), self.labels[positions].to(device)
 
     def train_batches(
-        self, order: Tensor, batch_size: int, device: torch.device, *seed: int | str
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield augmented inputs (B, K, S, S) float and labels (B,) in the given order (M,) of positions.
+        self,
+        order: Tensor,
+        batch_size: int,
+        device: torch.device,
+        *seed: int | str,
+        views: Sequence[str] = ("standard",),
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yield augmented inputs, (B, K, S, S) float a view, and labels (B,) in the given order (M,) of positions.
 
         `seed` names the randomness of this epoch's augmentation. A last batch of one image is joined to the one before:
         batch normalisation needs two.
@@ -117,12 +123,16 @@ class LabelledImages:
         if len(batches) > 1 and len(batches[-1]) == 1:
             batches[-2:] = [torch.cat(batches[-2:])]
 
-        def load(positions: Tensor) -> tuple[Tensor, Tensor]:
-            pixels = self.images.batch(positions, self.config, generator)
-            return positions, augment(pixels, self.config, generator)
+        def load(positions: Tensor) -> tuple[Tensor, list[Tensor]]:
+            shown = []
+            for view in views:
+                pixels = self.images.batch(positions, self.config, generator)
+                shown.append(show(view, pixels, self.config, generator))
+            return positions, shown
 
-        for positions, pixels in _ahead(batches, load):
-            yield normalise(pixels.to(device), self.config), self.labels[positions].to(device)
+        for positions, shown in _ahead(batches, load):
+            inputs = tuple(normalise(pixels.to(device), self.config) for pixels in shown)
+            yield inputs, self.labels[positions].to(device)
 
     def _plain(self, positions: Tensor) -> Tensor:
         return self.images.batch(positions, self.config, None)

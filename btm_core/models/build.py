@@ -66,11 +66,19 @@ def _torchvision_resnet(backbone: str, num_classes: int, channels: int) -> Class
 
 
 def trainable_modules(model: Classifier, part: str) -> list[nn.Module]:
-    """Return the modules of `part`: all, backbone, head, or last_block_and_head (Table 8); the others stay frozen."""
+    """Return the modules of a part; the others stay frozen, their BN in evaluation mode.
+
+    - all, backbone, head, last_block_and_head (Table 8).
+    - last_block_head_and_norms: the last block, the head, and every BN, as GPaCo on Places-LT.
+    """
+    last = [model.backbone.get_submodule(model.last_block), model.head]
+    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    inside = {id(module) for module in last[0].modules()}
     parts: dict[str, list[nn.Module]] = {
         "all": [model],
         "backbone": [model.backbone],
         "head": [model.head],
-        "last_block_and_head": [model.backbone.get_submodule(model.last_block), model.head],
+        "last_block_and_head": last,
+        "last_block_head_and_norms": [*last, *(norm for norm in norms if id(norm) not in inside)],
     }
     return parts[part]

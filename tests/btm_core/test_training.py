@@ -90,7 +90,7 @@ def test_freezing_means_not_one_bit_changes(digits: LabelledImages, backbone: st
     assert parameters <= changed
 
 
-@pytest.mark.parametrize("method", ["mislas", "crt", "lws"])
+@pytest.mark.parametrize("method", ["mislas", "crt", "lws", "balanced_softmax", "gml", "h2t"])
 @pytest.mark.parametrize("shift", [True, False])
 def test_post_training_keeps_the_backbone(digits: LabelledImages, method: str, shift: bool) -> None:
     model = build_model("small_cnn", 4, 1)
@@ -106,19 +106,19 @@ def test_post_training_keeps_the_backbone(digits: LabelledImages, method: str, s
     else:
         assert not changed
     assert (bits(model.head) == head) == (method == "lws")
-    assert torch.equal(wrapped.scale, torch.ones(4)) == (method == "crt")
+    assert torch.equal(wrapped.scale, torch.ones(4)) == (method in ("crt", "balanced_softmax", "h2t"))
 
 
 def test_the_folded_scaling_gives_the_same_logits(digits: LabelledImages) -> None:
     model = build_model("small_cnn", 4, 1)
-    wrapped = PostTraining(model).eval()
+    wrapped = PostTraining(model, nn.CrossEntropyLoss(), PostTrainConfig()).eval()
     x = torch.randn(6, 1, 8, 8)
     with torch.no_grad():
         wrapped.scale.copy_(torch.tensor([0.5, 2.0, -1.0, 3.0]))
-        expected = wrapped(x)
+        expected = wrapped.logits(model.backbone(x))
         folded = wrapped.folded().eval()
         torch.testing.assert_close(folded(x), expected, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(wrapped(x), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(wrapped.logits(model.backbone(x)), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_post_training_sees_classes_equally(digits: LabelledImages) -> None:

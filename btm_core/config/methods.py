@@ -1,0 +1,76 @@
+"""Stage-1 methods: the options of each, one class a method. The method itself is `btm_core/methods/<name>.py`.
+
+C classes, n_c training images of class c.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from btm_core.config.section import Section
+
+__all__ = [
+    "BalancedSoftmaxOptions",
+    "CrossEntropyOptions",
+    "GPaCoOptions",
+    "OTmixOptions",
+    "PASCLOptions",
+    "PaCoOptions",
+    "Stage1Method",
+]
+
+
+class CrossEntropyOptions(Section):
+    """Cross-entropy; with `pretrain.mixup_alpha` it is stage 1 of MiSLAS and of H2T."""
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
+class BalancedSoftmaxOptions(Section):
+    """Balanced softmax, BSCE (Ren et al., NeurIPS 2020): cross-entropy of logits + ln n_c. Handles imbalance."""
+
+    name: Literal["balanced_softmax"] = "balanced_softmax"
+
+
+class _Contrast(Section):
+    """What PaCo and GPaCo share."""
+
+    alpha: float = Field(0.05, gt=0, description="weight of a positive pair against the class centre")
+    temperature: float = Field(0.2, gt=0, description="of the contrast between images")
+    queue: int = Field(8192, ge=0, description="embeddings of past images to contrast with")
+    dim: int = Field(128, ge=2, description="of the embeddings")
+    view: Literal["standard", "randaugment", "autoaugment"] = Field(
+        "randaugment", description="first view; the second is SimCLR's (see btm_core.data.views)"
+    )
+
+
+class PaCoOptions(_Contrast):
+    """PaCo: parametric contrastive learning with a momentum encoder (Cui et al., ICCV 2021). Handles imbalance."""
+
+    name: Literal["paco"] = "paco"
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the encoder that fills the queue")
+
+
+class GPaCoOptions(_Contrast):
+    """GPaCo: PaCo without the momentum encoder (Cui et al., TPAMI 2023). Handles imbalance."""
+
+    name: Literal["gpaco"] = "gpaco"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the class centres")
+
+
+class OTmixOptions(Section):
+    """OTmix: mixing pairs matched by optimal transport (Gao et al., NeurIPS 2023). Handles imbalance."""
+
+    name: Literal["otmix"] = "otmix"
+
+
+class PASCLOptions(Section):
+    """PASCL's classification part (Wang et al., ICML 2022)."""
+
+    name: Literal["pascl"] = "pascl"
+
+
+Stage1Method = Annotated[
+    CrossEntropyOptions | BalancedSoftmaxOptions | PaCoOptions | GPaCoOptions | OTmixOptions | PASCLOptions,
+    Field(discriminator="name"),
+]

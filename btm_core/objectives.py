@@ -1,0 +1,119 @@
+"""What a trainer minimises: networks, and the loss of a batch. One subclass a way to train.
+
+B images a batch, K channels, S pixels a side, C classes.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from btm_core.losses import mixup
+from btm_core.models import Classifier, trainable_modules
+
+__all__ = ["Batch", "Groups", "Objective", "Supervised", "part_objective"]
+
+Groups = list[tuple[Iterable[nn.Parameter], float]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images x (B, K, S, S) float with labels y (B,), further views of the same images, and a second stream's batch."""
+
+    x: Tensor
+    y: Tensor
+    views: tuple[Tensor, ...] = ()
+    companion: "Batch | None" = None
+
+    def map_inputs(self, function: Any) -> "Batch":
+        """Return the batch with `function` applied to all inputs."""
+        companion = None if self.companion is None else self.companion.map_inputs(function)
+        return Batch(function(self.x), self.y, tuple(map(function, self.views)), companion)
+
+
+class Objective(nn.Module):
+    """Networks and a loss. All that must survive a restart is a parameter or a buffer.
+
+    - views: how each image of a batch is shown; the first is `Batch.x` (see `btm_core.data.views`).
+    - precision: of the networks; losses are computed in float32 always.
+    """
+
+    views: tuple[str, ...] = ("standard",)
+
+    def __init__(self, precision: str = "float32"):
+        super().__init__()
+        self.precision = precision
+
+    def groups(self) -> Groups:
+        """Return what trains: (parameters, factor on the learning rate). Everything else is frozen."""
+        raise NotImplementedError
+
+    def set_mode(self) -> None:
+        """Put the networks into their training mode; called before each epoch."""
+        self.train()
+
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Called before epoch 0 .. epochs - 1."""
+
+    def forward(self, batch: Batch, draws: torch.Generator) -> Tensor:
+        """Return the loss, a scalar. `draws` is this epoch's randomness."""
+        raise NotImplementedError
+
+    def run(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Return network(x) as float32, computed in the objective's precision."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
+            out: Tensor = network(x)
+        return out.float()
+
+
+class Supervised(Objective):
+    """loss(network(x), y), with mixup if alpha is above 0 (Zhang et al., ICLR 2018).
+
+    Arguments:
+    - network: inputs (B, K, S, S) to logits (B, C).
+    - loss: called as loss(logits, targets).
+    - trained: the modules that train; the others are frozen, their BN in evaluation mode: not one bit changes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: nn.Module,
+        trained: Iterable[nn.Module] | None = None,
+        mixup_alpha: float = 0.0,
+        precision: str = "float32",
+    ):
+        super().__init__(precision)
+        self.network, self.loss, self.mixup_alpha = network, loss, mixup_alpha
+        self._trained = [network] if trained is None else list(trained)
+
+    def groups(self) -> Groups:
+        """One group: the parameters of what trains."""
+        return [([p for module in self._trained for p in module.parameters()], 1.0)]
+
+    def set_mode(self) -> None:
+        """Training mode for what trains, evaluation mode for the rest."""
+        self.network.eval()
+        for module in self._trained:
+            module.train()
+
+    def forward(self, batch: Batch, draws: torch.Generator) -> Tensor:
+        """Return the loss of the first view."""
+        if self.mixup_alpha == 0:
+            plain: Tensor = self.loss(self.run(self.network, batch.x), batch.y)
+            return plain
+        x, partner, lam = mixup(batch.x, self.mixup_alpha, draws)
+        logits = self.run(self.network, x)
+        mixed: Tensor = lam * self.loss(logits, batch.y) + (1 - lam) * self.loss(logits, batch.y[partner])
+        return mixed
+
+
+def part_objective(
+    model: Classifier, part: str, loss: nn.Module | None = None, mixup_alpha: float = 0.0, precision: str = "float32"
+) -> Supervised:
+    """Return cross-entropy (or `loss`) on one part of a classifier; see `trainable_modules` for the parts."""
+    return Supervised(model, loss or nn.CrossEntropyLoss(), trainable_modules(model, part), mixup_alpha, precision)
