@@ -38,10 +38,12 @@ class Objective(nn.Module):
     """Networks and a loss. All that must survive a restart is a parameter or a buffer.
 
     - views: how each image of a batch is shown; the first is `Batch.x` (see `btm_core.data.views`).
+    - second_stream: whether `Batch.companion` is wanted.
     - precision: of the networks; losses are computed in float32 always.
     """
 
     views: tuple[str, ...] = ("standard",)
+    second_stream: bool = False
 
     def __init__(self, precision: str = "float32"):
         super().__init__()

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from btm_core.errors import DataError
 from btm_core.seeding import numpy_generator
 
-__all__ = ["balanced_subset", "class_aware_order", "shortfall"]
+__all__ = ["balanced_subset", "class_aware_order", "shortfall", "weighted_order"]
 
 
 def balanced_subset(labels: ArrayLike, shots: int, seed: int, index: int) -> NDArray[np.int64]:
@@ -66,3 +66,17 @@ def class_aware_order(labels: ArrayLike, length: int, samples_per_class: int, *s
         if stream:
             positions[rows] = np.concatenate(stream)[:draws].reshape(-1, samples_per_class)
     return positions.reshape(-1)[:length]
+
+
+def weighted_order(labels: ArrayLike, length: int, balance: float, *seed: int | str) -> NDArray[np.int64]:
+    """Return positions (length,) drawn with replacement, classes in proportion to n_c ** (1 - balance).
+
+    balance = 0 draws images alike, balance = 1 classes alike (inverse frequency).
+
+    Arguments:
+    - labels: (N,) class of each training image.
+    - seed: names the randomness.
+    """
+    y = np.asarray(labels)
+    weights = np.bincount(y)[y].astype(np.float64) ** -balance
+    return numpy_generator("weighted", *seed).choice(len(y), length, p=weights / weights.sum()).astype(np.int64)

@@ -34,8 +34,7 @@ class Pretrain(TrainingStep):
     def run(self, work: Workspace) -> None:
         """Train, and write the classifier."""
         from btm_core.checkpoints import load_backbone
-        from btm_core.methods import stage1_objective
-        from btm_core.training import Trainer
+        from btm_core.methods import stage1_trainer
 
         dataset = self.dataset(work)
         model = self.new_model(dataset)
@@ -44,8 +43,15 @@ class Pretrain(TrainingStep):
             local = fetch_checked(work, self.config.initial, self.initial_content)
             load_backbone(model, local, self.config.fresh_last_block)
             lineage = {"initial": self.initial_content}
-        objective = stage1_objective(model, dataset.train_counts, self.config, self.model.precision, self.seed)
-        trainer = Trainer(objective, dataset.train, self.config, seed=("pretrain", self.seed), device=work.device)
+        trainer = stage1_trainer(
+            model,
+            dataset.train,
+            dataset.train_counts,
+            self.config,
+            seed=self.seed,
+            precision=self.model.precision,
+            device=work.device,
+        )
         work.train(trainer)
         self.save_model(work, dataset, model, **lineage)
 

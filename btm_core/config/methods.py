@@ -62,12 +62,26 @@ class OTmixOptions(Section):
     """OTmix: mixing pairs matched by optimal transport (Gao et al., NeurIPS 2023). Handles imbalance."""
 
     name: Literal["otmix"] = "otmix"
+    probability: float = Field(0.5, ge=0, le=1, description="share of batches that are mixed")
+    plain_epochs: int = Field(3, ge=0, description="first (and one more) and last epochs without mixing")
+    growth: float = Field(1.0, gt=0, description="matching in epoch e of E has probability (e / E) ** growth")
+    beta: float = Field(4.0, gt=0, description="Beta(beta, beta) of the background's share")
+    feature_weight: float = Field(0.05, ge=0, le=1, description="of features in the cost, against confusions")
+    regularisation: float = Field(0.01, gt=0, description="entropic, of the optimal transport")
+    balance: float = Field(1.0, ge=0, description="foregrounds of a class are drawn in proportion to n_c ** (1 - this)")
+    reweight_from: int | None = Field(
+        160, ge=0, description="epoch from which the loss is weighted by effective numbers (DRW); None: never"
+    )
 
 
 class PASCLOptions(Section):
-    """PASCL's classification part (Wang et al., ICML 2022)."""
+    """PASCL's classification part: contrast among tail classes (Wang et al., ICML 2022)."""
 
     name: Literal["pascl"] = "pascl"
+    weight: float = Field(0.1, ge=0, description="of the contrast: 0.1 on CIFAR, 0.02 on ImageNet-LT")
+    temperature: float = Field(0.07, gt=0)
+    tail_share: float = Field(0.4, gt=0, le=1, description="share of classes, the rarest, that are contrasted")
+    dim: int = Field(128, ge=2, description="of the embeddings")
 
 
 Stage1Method = Annotated[

@@ -48,7 +48,7 @@ def parametric_contrast(
     label = (1 - smoothing) * label + smoothing / (classes - 1) * (1 - label)
     of_centres = (label * log_p[:, :classes]).sum(1)
     of_images = log_p[:, classes:].masked_fill(~positive, 0).sum(1)
-    return -((of_centres + alpha * of_images) / (1 + alpha * positive.sum(1))).mean()
+    return -((of_centres + alpha * of_images) / (1 + alpha * positive.sum(1).to(logits.dtype))).mean()
 
 
 class Queue(nn.Module):
