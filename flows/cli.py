@@ -8,10 +8,8 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -64,7 +62,7 @@ def run(
     What the store already holds is not done again; an interrupted run goes on where it stopped.
     """
     from btm_core.config import load_experiment
-    from flows.environment import prepare_prefect
+    from flows.environment import prepare_prefect, stop_at_once_on_signals
     from flows.progress import show_progress
 
     _log_to_stderr()
@@ -80,7 +78,7 @@ def run(
     with show_progress():
         from flows.btm import btm
 
-        _stop_at_once_on_signals()
+        stop_at_once_on_signals()
         result: dict[str, Any] = btm(config, settings, _new_run_id(config.name))
     if as_json:
         print(json.dumps(result, indent=1))
@@ -203,20 +201,6 @@ def _new_run_id(name: str) -> str:
 
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
     return f"{now}-{name}-{secrets.token_hex(3)}"
-
-
-def _stop_at_once_on_signals() -> None:
-    """On Ctrl-C and SIGTERM, end at once: Prefect would wait for its tasks.
-
-    Workers and Prefect's server end when their parent does. Artifacts are whole or absent, always.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        print("\nbtm: stopped; the same command goes on where it stopped", file=sys.stderr, flush=True)
-        os._exit(128 + number)
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
 
 
 def _print_result(result: dict[str, Any], command: str) -> None:

@@ -6,12 +6,15 @@ Prefect reads its settings when it is imported, so `prepare_prefect` must run be
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-__all__ = ["guard_server", "prepare_prefect"]
+__all__ = ["guard_server", "keep_stopping_at_once", "prepare_prefect", "stop_at_once_on_signals"]
 
 # Waits for its parent to die, then ends the process named on its command line, if that is still the same one.
 GUARD = """
@@ -63,3 +66,26 @@ def guard_server(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 _guards: list["subprocess.Popen[bytes]"] = []
+
+
+def stop_at_once_on_signals() -> None:
+    """On Ctrl-C and SIGTERM, end at once: Prefect would wait for its tasks.
+
+    Workers and Prefect's server end when their parent does. Artifacts are whole or absent, always.
+    """
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def keep_stopping_at_once(flow: Any, flow_run: Any, state: Any) -> None:
+    """Do so within a flow too: Prefect puts its own handler of SIGTERM in place when a flow starts.
+
+    A hook of a flow's start. A flow that the command line did not start keeps Prefect's handler.
+    """
+    if signal.getsignal(signal.SIGINT) is _stop and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    print("\nbtm: stopped; the same command goes on where it stopped", file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -1,38 +1,122 @@
-"""Merging of the ingredients into one network (Algorithm 1, line 3)."""
+"""Merging of the ingredients into one network (Algorithm 1, line 3; Table 6 for other weights than 1 / N_D)."""
 
 import json
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from btm_core.config import MergeConfig
+from pydantic import Field
+
+from btm_core.config import NOT_IDENTITY, InputConfig, MergeConfig
+from btm_core.errors import ConfigError
 from btm_core.storage import Artifact
+from tasks.data import load_dataset
+from tasks.sample import SUBSET
 from tasks.stages import WEIGHTS
 from tasks.step import Step, Workspace
 
-__all__ = ["Merge"]
+if TYPE_CHECKING:
+    from btm_core.data.dataset import LabelledImages
+
+__all__ = ["ChosenMerge", "Merge"]
+
+CHOICE = "choice.json"
 
 
 class Merge(Step):
-    """Average the ingredients' weights, 1 / N_D each."""
+    """Average the ingredients' weights: 1 / N_D each, or as given (equations 2 and 3 interpolate between two)."""
 
     kind: Literal["merge"] = "merge"
     stage: ClassVar[str] = "merge"
 
     ingredients: tuple[Artifact, ...]
-    config: MergeConfig
+    weights: tuple[float, ...] | None = None
 
     @property
     def readable(self) -> str:
         """Kind and number of ingredients."""
-        return f"{self.config.strategy}-of-{len(self.ingredients)}"
+        if self.weights is None:
+            return f"uniform-of-{len(self.ingredients)}"
+        return "weighted-" + "-".join(f"{weight:g}" for weight in self.weights)
 
     def run(self, work: Workspace) -> None:
         """Write the soup."""
-        from btm_core.checkpoints import METADATA_KEY, read_metadata
+        write_soup(work, self.ingredients, self.weights)
+
+
+class ChosenMerge(Step):
+    """Average the ingredients by their own scores: adaptive ratios, or a greedy soup."""
+
+    kind: Literal["chosen_merge"] = "chosen_merge"
+    stage: ClassVar[str] = "merge"
+
+    ingredients: tuple[Artifact, ...]
+    config: MergeConfig
+    data: Artifact
+    view: InputConfig
+    subsets: tuple[Artifact, ...]
+    root: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+
+    @property
+    def readable(self) -> str:
+        """Kind and number of ingredients."""
+        return f"{self.config.strategy.replace('_', '-')}-of-{len(self.ingredients)}"
+
+    def run(self, work: Workspace) -> None:
+        """Score the ingredients, choose, and write the soup with what was chosen."""
+        from btm_core.checkpoints import load_checkpoint
+        from btm_core.evaluation import predict
         from btm_core.merging import merge
+        from btm_core.soups import adaptive_weights, criterion, greedy_soup
 
         paths = [work.fetch(ingredient, WEIGHTS) for ingredient in self.ingredients]
-        first = read_metadata(paths[0])
-        assert first is not None
-        lineage = {f"ingredient-{i:02d}": ingredient.digest for i, ingredient in enumerate(self.ingredients)}
-        metadata = first.model_copy(update={"stage": self.stage, "lineage": {"data": first.lineage["data"], **lineage}})
-        merge(paths, work.output / WEIGHTS, metadata={METADATA_KEY: json.dumps(metadata.model_dump(mode="json"))})
+        data = self._criterion_data(work)
+        kind, _, mean = self.config.strategy.partition("_")
+
+        def score(path: Path) -> float:
+            model, _ = load_checkpoint(path)
+            return criterion(data.labels.numpy(), predict(model, data, work.device)[0], mean)
+
+        def score_of_soup(members: Sequence[int]) -> float:
+            merge([paths[member] for member in members], work.scratch / "soup.safetensors")
+            return score(work.scratch / "soup.safetensors")
+
+        scores = [score(path) for path in paths]
+        if kind == "adaptive":
+            members, weights = list(range(len(paths))), tuple(adaptive_weights(scores).tolist())
+        else:
+            members = greedy_soup(scores, score_of_soup)
+            weights = (1 / len(members),) * len(members)
+        write_soup(work, [self.ingredients[member] for member in members], weights)
+        choice = {"criterion": self.config.criterion, "scores": scores, "members": members, "weights": weights}
+        (work.output / CHOICE).write_text(json.dumps(choice, indent=1))
+
+    def _criterion_data(self, work: Workspace) -> "LabelledImages":
+        """Return the images to score on: all balanced subsets, or the validation split; never the test split."""
+        import torch
+
+        dataset = load_dataset(work, self.data, self.view, self.root)
+        if self.config.criterion == "validation":
+            validation: LabelledImages | None = getattr(dataset, "validation", None)
+            if validation is None:
+                raise ConfigError(
+                    "merge.criterion is validation, but there is no validation split; set data.validation or "
+                    "data.validation_per_class, or merge.criterion to balanced"
+                )
+            return validation
+        drawn = [json.loads(work.fetch(subset, SUBSET).read_text())["positions"] for subset in self.subsets]
+        return dataset.train.take(torch.tensor(sorted(set().union(*drawn))))
+
+
+def write_soup(work: Workspace, ingredients: Sequence[Artifact], weights: Sequence[float] | None) -> None:
+    """Write the average of some artifacts' weights as this step's classifier."""
+    from btm_core.checkpoints import METADATA_KEY, read_metadata
+    from btm_core.merging import merge
+
+    paths = [work.fetch(ingredient, WEIGHTS) for ingredient in ingredients]
+    first = read_metadata(paths[0])
+    assert first is not None
+    lineage = {f"ingredient-{i:02d}": ingredient.digest for i, ingredient in enumerate(ingredients)}
+    metadata = first.model_copy(update={"stage": "merge", "lineage": {"data": first.lineage["data"], **lineage}})
+    document = json.dumps(metadata.model_dump(mode="json"))
+    merge(paths, work.output / WEIGHTS, weights, metadata={METADATA_KEY: document})

@@ -16,7 +16,7 @@ from btm_core.errors import BTMError
 from btm_core.storage import Store
 from tasks.evaluate import Evaluate
 from tasks.finetune import Finetune
-from tasks.merge import Merge
+from tasks.merge import ChosenMerge, Merge
 from tasks.post_train import PostTrain
 from tasks.pretrain import ImportStage1, Pretrain, RetrainHead
 from tasks.step import perform
@@ -24,7 +24,8 @@ from tasks.step import perform
 __all__ = ["main"]
 
 Work = Annotated[
-    Pretrain | ImportStage1 | RetrainHead | Finetune | Merge | PostTrain | Evaluate, Field(discriminator="kind")
+    Pretrain | ImportStage1 | RetrainHead | Finetune | Merge | ChosenMerge | PostTrain | Evaluate,
+    Field(discriminator="kind"),
 ]
 
 

@@ -233,12 +233,29 @@ class FinetuneConfig(TrainConfig):
     lr: float = Field(5e-3, gt=0)
     mixup_alpha: float = Field(0.0, ge=0, description="default: that of pretrain (section 4.1)")
     train: Part = Field("all", description="which parameters train (Table 8)")
+    start: Literal["stage1", "post_trained"] = Field(
+        "stage1", description="fine-tune before post-training, as the paper, or after it (Table 8)"
+    )
 
 
 class MergeConfig(Section):
     """Weight averaging of the N_D ingredients (Algorithm 1, line 3)."""
 
-    strategy: Literal["uniform"] = Field("uniform", description="1 / N_D each")
+    strategy: Literal["uniform", "adaptive_h_mean", "adaptive_g_mean", "greedy_h_mean", "greedy_g_mean"] = Field(
+        "uniform", description="1 / N_D each; in proportion to each one's mean recall; or a greedy soup (Table 6)"
+    )
+    criterion: Literal["balanced", "validation"] = Field(
+        "balanced",
+        description="where adaptive and greedy strategies score: the balanced subsets, as the paper, or the validation "
+        "split; never the test split",
+    )
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _never_on_test(cls, value: Any) -> Any:
+        if value == "test":
+            raise ValueError("nothing may be chosen on the test split; choose on balanced or validation")
+        return value
 
 
 class PostTrainConfig(TrainConfig):

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from btm_core.errors import DataError
+from btm_core.metrics import recall_report
+from btm_core.statistics import paired_differences, resampled_recall, spread
+
+
+def test_spread_is_the_sample_standard_deviation() -> None:
+    result = spread([1.0, 2.0, 3.0])
+    assert result is not None
+    assert (result.n, result.mean, result.std) == (3, 2.0, 1.0)
+    one = spread([0.25])
+    assert one is not None and one.std is None
+    assert spread([1.0, None]) is None  # a group that is empty has no mean
+
+
+def test_a_model_compared_with_itself_differs_by_nothing() -> None:
+    random = np.random.default_rng(0)
+    y = np.repeat(np.arange(5), 20)
+    p = np.stack([np.where(random.random(100) < 0.6, y, 0) for _ in range(3)])
+    for difference in paired_differences(y, p, p).values():
+        assert difference.mean == difference.low == difference.high == 0
+
+
+def test_differences_are_those_of_the_recall_report_and_lie_in_their_interval() -> None:
+    random = np.random.default_rng(1)
+    y = np.repeat(np.arange(5), 50)
+    worse = np.where(random.random(250) < 0.5, y, (y + 1) % 5)
+    better = np.where(random.random(250) < 0.8, y, (y + 1) % 5)
+    found = paired_differences(y, worse, better)
+    reports = [recall_report(y, p, [10] * 5) for p in (worse, better)]
+    for name, difference in found.items():
+        expected = getattr(reports[1], name) - getattr(reports[0], name)
+        assert difference.mean == pytest.approx(expected, abs=1e-12)
+        assert difference.low < difference.high
+    assert found["mean_recall"].low > 0
+    assert found["mean_recall"].low < found["mean_recall"].mean < found["mean_recall"].high
+
+
+def test_resampling_equals_drawing_images_one_by_one() -> None:
+    random = np.random.default_rng(2)
+    y = np.repeat(np.arange(2), [30, 8])
+    p = np.stack([np.where(random.random(38) < share, y, 1 - y) for share in (0.4, 0.7)])
+    fast = resampled_recall(y, p, 20_000)
+    slow = np.empty((20_000, 2, 2))
+    for c in range(2):
+        right = p[:, y == c] == c
+        drawn = random.integers(0, right.shape[1], (20_000, right.shape[1]))
+        slow[:, :, c] = right[:, drawn].mean(2).T
+    np.testing.assert_allclose(fast.mean(0), slow.mean(0), atol=0.005)
+    np.testing.assert_allclose(fast.std(0), slow.std(0), atol=0.005)
+    for c in range(2):  # paired: the same images for both models
+        correlation = [np.corrcoef(x[:, 0, c], x[:, 1, c])[0, 1] for x in (fast, slow)]
+        assert correlation[0] == pytest.approx(correlation[1], abs=0.03)
+
+
+def test_an_interval_covers_as_often_as_it_says() -> None:
+    """Two models of recall 0.6 and 0.7 on 100 images a class: the true difference is 0.1."""
+    random = np.random.default_rng(3)
+    y = np.repeat(np.arange(4), 100)
+    covered = 0
+    for trial in range(200):
+        a, b = (np.where(random.random(400) < share, y, (y + 1) % 4) for share in (0.6, 0.7))
+        found = paired_differences(y, a, b, resamplings=300, seed=trial)["mean_recall"]
+        covered += found.low <= 0.1 <= found.high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_unpaired_runs_are_refused() -> None:
+    with pytest.raises(DataError, match="pairs"):
+        paired_differences([0, 1], [[0, 1]], [[0, 1], [1, 1]])
+    with pytest.raises(DataError, match=r"\(M, N\)"):
+        resampled_recall([0, 1], [[0, 1, 1]])
