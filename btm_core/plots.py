@@ -3,6 +3,7 @@
 C classes; recall (C,) in [0, 1], train_counts (C,).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["recall_by_frequency"]
+__all__ = ["interpolation_curves", "recall_by_frequency"]
 
 BEFORE, AFTER, COUNTS = "#D55E00", "#0072B2", "#999999"
 
@@ -49,4 +50,31 @@ def recall_by_frequency(
     recall_axis.set_xlabel("class, from most to fewest training images")
     recall_axis.set_ylabel("recall on the test split")
     recall_axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=2, frameon=False)
+    return figure
+
+
+def interpolation_curves(
+    shares: Sequence[float],
+    h_mean: Sequence[float],
+    g_mean: Sequence[float],
+    levels: tuple[float, float] | None = None,
+) -> "Figure":
+    """Draw the H-mean and the G-mean of models between two, side by side (Figures 1 and 2).
+
+    Arguments:
+    - shares: (P,) lambda, the second model's share of the weights.
+    - h_mean, g_mean: (P,) fractions.
+    - levels: H-mean and G-mean of a model to compare with, drawn as lines (the union of both subsets).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 3.0), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for number, (axis, values, name) in enumerate(zip(axes, (h_mean, g_mean), ("H-mean", "G-mean"), strict=True)):
+        axis.plot(shares, [100 * value for value in values], "o-", color=AFTER, markersize=4, label="between the two")
+        if levels is not None:
+            axis.axhline(100 * levels[number], color=BEFORE, linestyle="--", label="trained on the union")
+            axis.legend(frameon=False)
+        axis.set_xlabel("lambda")
+        axis.set_ylabel(f"{name} on the test split (%)")
     return figure

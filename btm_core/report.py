@@ -32,20 +32,20 @@ SUMMARY = (
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """One evaluated model: its name, the stage that made it, its artifact, its recall and predictions (N,)."""
+    """One evaluated model: its name, the stage that made it, its artifacts, its recall and predictions (N,)."""
 
     name: str
     stage: str
     artifact: str
+    evaluation: str
     recall: RecallReport
     predictions: NDArray[np.int64]
 
     def row(self) -> dict[str, Any]:
         """Return name, stage and the scalar figures (fractions)."""
         figures = self.recall.summary()
-        return {"name": self.name, "stage": self.stage, "artifact": self.artifact} | {
-            key: figures[key] for key in SUMMARY
-        }
+        names = {"name": self.name, "stage": self.stage, "artifact": self.artifact, "evaluation": self.evaluation}
+        return names | {key: figures[key] for key in SUMMARY}
 
 
 def build_report(

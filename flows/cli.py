@@ -5,11 +5,8 @@ Results go to standard output, progress and logs to standard error. Exit codes: 
 """
 
 import json
-import os
 import shlex
-import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -34,6 +31,15 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration; may be repeated.")
 ]
 
+Experiment = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")]
+StoreUrl = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder, file:// or s3:// URL.")]
+Engine = Annotated[str | None, typer.Option(help="Where fine-tunes run: local.")]
+Workers = Annotated[int | None, typer.Option(help="Fine-tunes at a time; default: GPUs, or cores.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")]
+
+ABLATION_NAMES = ("merging", "subsets", "training", "gml", "models", "interpolation")
+
 
 @app.callback(invoke_without_command=True)
 def _options(
@@ -48,44 +54,78 @@ def _options(
 
 @app.command()
 def run(
-    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")],
+    experiment: Experiment,
     overrides: Overrides = None,
-    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where fine-tunes run: local.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Fine-tunes at a time; default: GPUs, or cores.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds to run: seed, seed + 1, ...; reports mean and std.")] = 1,
+    store: StoreUrl = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    device: Device = None,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run BTM: stage 1, balanced fine-tunes, soup, post-training, evaluation, report.
 
     What the store already holds is not done again; an interrupted run goes on where it stopped.
     """
-    from btm_core.config import load_experiment
-    from flows.environment import prepare_prefect, stop_at_once_on_signals
-    from flows.progress import show_progress
+    from flows.printing import as_typed, print_comparison, print_result
+    from flows.start import run_flow
 
-    _log_to_stderr()
-    config = load_experiment(experiment, overrides or ())
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
-    settings = _settings({name: value for name, value in flags.items() if value is not None})
-    _preflight(config, settings)
-    if settings.tracking_uri is not None:
-        # Handed on by MLflow's own variable: it may hold a secret, and Prefect shows the parameters of a flow.
-        os.environ["MLFLOW_TRACKING_URI"] = settings.tracking_uri
-        settings = settings.model_copy(update={"tracking_uri": None})
-    prepare_prefect(settings.home, verbose)
-    with show_progress():
-        from flows.btm import btm
 
-        stop_at_once_on_signals()
-        result: dict[str, Any] = btm(config, settings, _new_run_id(config.name))
+    def call(config: "ExperimentConfig", settings: "RuntimeSettings", run_id: str) -> dict[str, Any]:
+        from flows.btm import btm
+        from flows.compare import repeat
+
+        return btm(config, settings, run_id) if repeats == 1 else repeat(config, settings, run_id, repeats)
+
+    result = run_flow("" if repeats == 1 else "repeat", experiment, overrides or (), flags, verbose, call)
     if as_json:
         print(json.dumps(result, indent=1))
+    elif repeats > 1:
+        print_comparison(result)
     else:
         options = [*(f"--set={override}" for override in overrides or ())]
         options += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-        _print_result(result, shlex.join([_as_typed("btm"), "run", experiment, *options]))
+        print_result(result, shlex.join([as_typed("btm"), "run", experiment, *options]))
+
+
+@app.command()
+def ablate(
+    name: Annotated[str, typer.Argument(metavar="ABLATION", help="One of: " + ", ".join(ABLATION_NAMES) + ".")],
+    experiment: Experiment,
+    overrides: Overrides = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Seeds to run each variant with.")] = 1,
+    store: StoreUrl = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    device: Device = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run one of the paper's ablations on an experiment. What its variants share is computed once."""
+    from btm_core.errors import ConfigError
+    from flows.printing import print_comparison
+    from flows.start import run_flow
+
+    if name not in ABLATION_NAMES:
+        raise ConfigError(f"{name!r} is no ablation; known are {', '.join(ABLATION_NAMES)}")
+    if name == "interpolation" and repeats > 1:
+        raise ConfigError("interpolation draws one run's curves; choose another with --set seed=N, not --repeats")
+    flags = {"store": store, "engine": engine, "workers": workers, "device": device}
+
+    def call(config: "ExperimentConfig", settings: "RuntimeSettings", run_id: str) -> dict[str, Any]:
+        from flows import compare
+
+        if name == "interpolation":
+            return compare.interpolate(config, settings, run_id)
+        return compare.ablate(config, settings, run_id, name, repeats)
+
+    result = run_flow(name, experiment, overrides or (), flags, verbose, call)
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        print_comparison(result)
 
 
 @app.command()
@@ -138,109 +178,6 @@ def main() -> NoReturn:
         print(f"btm: {error}\nThe same command goes on where it stopped.", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
-
-
-def _log_to_stderr() -> None:
-    """Show what the library and the steps have to say."""
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("btm: %(message)s"))
-    for name in ("btm_core", "tasks"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-
-
-def _settings(flags: dict[str, Any]) -> "RuntimeSettings":
-    from pydantic import ValidationError
-
-    from btm_core.errors import ConfigError
-    from tasks.settings import RuntimeSettings
-
-    try:
-        return RuntimeSettings(**flags)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{problem['loc'][0]}: {problem['msg']}, found {problem['input']!r}" for problem in error.errors()
-        )
-        raise ConfigError(f"runtime settings (flags, or environment variables BTM_*): {problems}") from None
-
-
-def _preflight(config: "ExperimentConfig", settings: "RuntimeSettings") -> None:
-    """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained."""
-    from btm_core.data import scan
-    from btm_core.errors import ConfigError
-    from btm_core.storage import Store
-    from tasks.sample import short_classes
-
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None
-    Store(settings.store_url).check_writable()
-    if not settings.slots() or (settings.device == "cuda" and settings.gpu_count() == 0):
-        raise ConfigError("device cuda was asked for, but no NVIDIA GPU is visible; use --device auto or cpu")
-    catalog = scan(config.data)
-    sampling = config.sampling
-    short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
-    checkpoint = config.pretrain.checkpoint
-    if checkpoint is not None and "://" not in checkpoint:
-        from btm_core.checkpoints import check_classes, load_into
-        from btm_core.models import build_model
-
-        path = Path(checkpoint).expanduser()
-        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
-        check_classes(path, catalog.class_names)
-
-
-def _new_run_id(name: str) -> str:
-    """Return an id that sorts by time and cannot collide."""
-    import datetime
-    import secrets
-
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{now}-{name}-{secrets.token_hex(3)}"
-
-
-def _print_result(result: dict[str, Any], command: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{result['name']}, seed {result['seed']}: every model on the way"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for heading in ("H-mean", "G-mean", "lowest", "acc.", "many", "medium", "few", "zero"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in result["models"]:
-        figures = [row[key] for key in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")]
-        cells = ["n/a" if value is None else f"{100 * value:.1f}" for value in figures]
-        style = "bold" if row["stage"] == "post_train" else ""
-        table.add_row(row["name"], *cells, str(row["zero_recall_classes"]), style=style)
-    Console(width=max(80, Console().width)).print(table)
-    print("Test split, percent. lowest: lowest recall; zero: classes with zero recall.\n")
-    trained = ", ".join(result["trained_stages"])
-    print(f"Trained: {trained}." if trained else "Nothing was trained: every model was found in the store.")
-    print(f"Took {result['seconds']:.0f} s.\n")
-    print(f"Report       {result['report']}")
-    print(f"Final model  {result['final_model']}")
-    print(f"MLflow       {result['tracking']['uri']} (run {result['tracking']['run_id']})\n")
-    print("What to type next:")
-    print(f"  {command} --set seed={result['seed'] + 1}                # another seed; the data are not prepared again")
-    print(f"  {command} --set post_train.epochs=20  # only what follows the change is done again")
-    if result["tracking"]["uri"].startswith("sqlite"):
-        print(f"  {_as_typed('mlflow')} ui --backend-store-uri {result['tracking']['uri']}")
-    print(f"  {_as_typed('btm')} presets   # other experiments; README.md tells how to run your own data")
-
-
-def _as_typed(command: str) -> str:
-    """Return what a user has to type for a command of this environment: its name alone if the environment is active."""
-    own = Path(sys.executable).with_name(command)
-    found = shutil.which(command)
-    if found and Path(found) == own:
-        return command
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
 """Evaluation of a model on the test split."""
 
 import json
-from typing import ClassVar, Literal
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, InputConfig
-from btm_core.storage import Artifact
+from btm_core.storage import Artifact, Store
 from tasks.data import load_dataset
 from tasks.stages import WEIGHTS
 from tasks.step import Step, Workspace
 
-__all__ = ["Evaluate"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["PREDICTIONS", "RECALL", "Evaluate", "predictions_of"]
 
 PREDICTIONS, RECALL = "predictions.safetensors", "recall.json"
 
@@ -21,6 +27,7 @@ class Evaluate(Step):
 
     kind: Literal["evaluate"] = "evaluate"
     stage: ClassVar[str] = "evaluate"
+    version: ClassVar[int] = 2
 
     data: Artifact
     view: InputConfig
@@ -46,7 +53,20 @@ class Evaluate(Step):
         classes, confidences = predict(model, dataset.test, work.device)
         report = recall_report(dataset.test.labels.numpy(), classes, dataset.train_counts.numpy())
         save_file(
-            {"predicted": torch.from_numpy(classes), "confidence": torch.from_numpy(confidences)},
+            {
+                "predicted": torch.from_numpy(classes),
+                "confidence": torch.from_numpy(confidences),
+                "target": dataset.test.labels,
+            },
             work.output / PREDICTIONS,
         )
         (work.output / RECALL).write_text(json.dumps({**report.summary(), "recall": report.recall.tolist()}, indent=1))
+
+
+def predictions_of(store: Store, evaluation: Artifact) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """Return targets (N,) and predictions (N,) of an evaluation."""
+    from safetensors.numpy import load_file
+
+    with tempfile.TemporaryDirectory(prefix="btm-") as folder:
+        tensors = load_file(store.fetch(evaluation, PREDICTIONS, Path(folder)))
+        return tensors["target"], tensors["predicted"]

@@ -112,7 +112,14 @@ class Run:
                 recall["recall"] = np.asarray(recall["recall"])
                 predicted = load_file(self.store.fetch(model.evaluation, PREDICTIONS, Path(name)))["predicted"]
                 results.append(
-                    ModelResult(model.name, model.stage, model.artifact.address, RecallReport(**recall), predicted)
+                    ModelResult(
+                        model.name,
+                        model.stage,
+                        model.artifact.address,
+                        model.evaluation.address,
+                        RecallReport(**recall),
+                        predicted,
+                    )
                 )
         counts = np.asarray(description["train_counts"])
         run = {

@@ -10,7 +10,7 @@ from btm_core.storage import Artifact
 from tasks.data import DESCRIPTION, LABELS
 from tasks.step import Step, Workspace
 
-__all__ = ["SUBSET", "SampleSubset", "short_classes"]
+__all__ = ["SUBSET", "SampleSubset", "UnionOfSubsets", "short_classes"]
 
 SUBSET = "subset.json"
 
@@ -67,3 +67,25 @@ class SampleSubset(Step):
         positions = balanced_subset(labels, self.shots, self.seed, self.index)
         subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions.tolist()}
         (work.output / SUBSET).write_text(json.dumps(subset))
+
+
+class UnionOfSubsets(Step):
+    """Take every image of some balanced subsets once. The result is balanced no more (Figure 2)."""
+
+    kind: Literal["union"] = "union"
+    stage: ClassVar[str] = "sample"
+    in_worker: ClassVar[bool] = False
+
+    subsets: tuple[Artifact, ...]
+
+    @property
+    def readable(self) -> str:
+        """Number of subsets."""
+        return f"union-of-{len(self.subsets)}"
+
+    def run(self, work: Workspace) -> None:
+        """Write the positions."""
+        drawn = [json.loads(work.fetch(subset, SUBSET).read_text()) for subset in self.subsets]
+        positions = sorted(set().union(*(subset["positions"] for subset in drawn)))
+        union = {"index": None, "shots": None, "short_classes": drawn[0]["short_classes"], "positions": positions}
+        (work.output / SUBSET).write_text(json.dumps(union))
