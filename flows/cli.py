@@ -136,12 +136,13 @@ def presets(as_json: Json = False) -> None:
     rows = []
     for name in preset_names():
         config = load_experiment(name)
-        rows.append({"name": name, "source": config.source, "published": config.published})
+        facts = {"hardware": config.hardware, "published": config.published, "command": f"btm run {name}"}
+        rows.append({"name": name, "source": config.source, **facts})
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        print(f"{row['name']:<18} {row['source']}")
+        print(f"{row['name']:<24} {row['source']}")
     print("\nRun one with: btm run NAME")
 
 

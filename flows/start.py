@@ -82,6 +82,12 @@ def _preflight(config: ExperimentConfig, settings: RuntimeSettings) -> None:
     Store(settings.store_url).check_writable()
     if not settings.slots() or (settings.device == "cuda" and settings.gpu_count() == 0):
         raise ConfigError("device cuda was asked for, but no NVIDIA GPU is visible; use --device auto or cpu")
+    start = config.pretrain
+    if start.fresh_last_block and start.initial is None and start.checkpoint is None:
+        raise ConfigError(
+            "pretrain.fresh_last_block needs a trained backbone: set pretrain.initial to the backbone's "
+            "safetensors file, or pretrain.checkpoint to a stage 1"
+        )
     catalog = scan(config.data)
     sampling = config.sampling
     short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)

@@ -296,6 +296,9 @@ class ExperimentConfig(Section):
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra=NOT_IDENTITY)
     source: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="where the recipe comes from")
+    hardware: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="what to run it on, and how long that takes"
+    )
     published: dict[str, float] | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
     )

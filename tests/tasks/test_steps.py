@@ -104,7 +104,7 @@ def chain(experiment: ExperimentConfig, data: Artifact) -> dict[str, Step]:
         "pretrain": Pretrain(config=experiment.pretrain, **shared),
         "sample": subset,
         "finetune": Finetune(base=parent, subset=drawn, index=0, config=experiment.finetune, **shared),
-        "merge": Merge(ingredients=(parent, drawn), config=experiment.merge),
+        "merge": Merge(ingredients=(parent, drawn)),
     }
 
 
@@ -137,10 +137,10 @@ def test_addresses_do_not_change_from_release_to_release() -> None:
 
 
 ADDRESSES = {
-    "pretrain": "pretrain/small_cnn-b8ce8ea2e092426a",
+    "pretrain": "pretrain/small_cnn-cross-entropy-206198b11c665a7b",
     "sample": "sample/subset-00-24d68f8142dec6c4",
-    "finetune": "finetune/subset-00-ebc343d84f1a39ec",
-    "merge": "merge/uniform-of-2-532608f0045a23e2",
+    "finetune": "finetune/subset-00-02db4828a8e7e59f",
+    "merge": "merge/uniform-of-2-6fd1a33d5d0a2dea",
 }
 
 
