@@ -4,7 +4,7 @@ N images, C classes, r_c recall of class c, n_c training images of class c.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +36,11 @@ class RecallReport:
 
 
 def recall_report(
-    targets: ArrayLike, predictions: ArrayLike, train_counts: ArrayLike, floor: float = 1e-3
+    targets: ArrayLike,
+    predictions: ArrayLike,
+    train_counts: ArrayLike,
+    floor: float = 1e-3,
+    absent: Literal["refuse", "skip"] = "refuse",
 ) -> RecallReport:
     """Compute per-class recall and its summaries (section 3.1, equation 1; section 4.2 for the floor).
 
@@ -49,6 +53,8 @@ def recall_report(
     - targets: (N,) true classes in [0, C).
     - predictions: (N,) predicted classes.
     - train_counts: (C,) training images a class.
+    - absent: a class without a target is an error, or is left out of every mean: its recall is then NaN, C is the
+        number of classes present. A validation split carved from few images may lack classes.
 
     Raises DataError if shapes differ, a target is out of range or a class has no target.
     """
@@ -61,17 +67,18 @@ def recall_report(
     if y.min() < 0 or y.max() >= len(counts):
         raise DataError(f"targets must be in 0..{len(counts) - 1}, found {y.min()}..{y.max()}")
     total = np.bincount(y, minlength=len(counts))
-    if (total == 0).any():
+    if (total == 0).any() and absent == "refuse":
         missing = np.flatnonzero(total == 0)
         raise DataError(f"{len(missing)} of {len(counts)} classes have no test image, the first is class {missing[0]}")
-    recall = np.bincount(y[y == p], minlength=len(counts)) / total
+    everywhere = np.where(total > 0, np.bincount(y[y == p], minlength=len(counts)) / np.maximum(total, 1), np.nan)
+    recall, counts = everywhere[total > 0], counts[total > 0]
     floored = np.where(recall == 0, floor, recall)
 
     def group(members: NDArray[np.bool_]) -> float | None:
         return float(recall[members].mean()) if members.any() else None
 
     return RecallReport(
-        recall=recall,
+        recall=everywhere,
         h_mean=float(len(recall) / (1 / floored).sum()),
         g_mean=float(np.exp(np.log(floored).mean())),
         lowest_recall=float(recall.min()),

@@ -40,11 +40,14 @@ class ModelResult:
     evaluation: str
     recall: RecallReport
     predictions: NDArray[np.int64]
+    split: str
+    split_hash: str
 
     def row(self) -> dict[str, Any]:
         """Return name, stage and the scalar figures (fractions)."""
         figures = self.recall.summary()
         names = {"name": self.name, "stage": self.stage, "artifact": self.artifact, "evaluation": self.evaluation}
+        names |= {"split": self.split, "split_hash": self.split_hash}
         return names | {key: figures[key] for key in SUMMARY}
 
 

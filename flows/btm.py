@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import fsspec
 from prefect import flow
@@ -41,13 +41,10 @@ def btm(experiment: ExperimentConfig, settings: RuntimeSettings, run_id: str) ->
     """Run Algorithm 1, evaluate every model on the way, and report. Returns what `btm run --json` prints."""
     with Run(experiment, settings, run_id) as run:
         trained = algorithm(experiment, settings)
-        models = trained.models()
-        view, root = experiment.data.input, experiment.data.root
-        evaluations = together(
-            [Evaluate(data=trained.data, view=view, model=model, root=root) for _, _, model in models], settings
-        )
-        rows = [Model(*model, evaluation) for model, evaluation in zip(models, evaluations, strict=True)]
-        return run.finish(trained.data, trained.subsets[0], rows)
+        tested = evaluated(experiment, settings, trained, "test")
+        has_validation = experiment.data.validation or experiment.data.validation_per_class
+        validated = evaluated(experiment, settings, trained, "validation") if has_validation else []
+        return run.finish(trained.data, trained.subsets[0], tested, validated)
 
 
 @dataclass(frozen=True)
@@ -106,6 +103,16 @@ def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings) -> Traine
     final = soup if after else heads[0]
     baseline = heads[-1] if experiment.evaluation.baseline else None
     return Trained(data, stage1, base, subsets, ingredients, soup, final, baseline)
+
+
+def evaluated(
+    experiment: ExperimentConfig, settings: RuntimeSettings, trained: Trained, split: Literal["test", "validation"]
+) -> list[Model]:
+    """Evaluate every model on the way on a split."""
+    models = trained.models()
+    view, root = experiment.data.input, experiment.data.root
+    steps = [Evaluate(data=trained.data, view=view, model=model, split=split, root=root) for _, _, model in models]
+    return [Model(*model, evaluation) for model, evaluation in zip(models, together(steps, settings), strict=True)]
 
 
 def shared_inputs(experiment: ExperimentConfig, data: Artifact) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig
+from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig, canonical_digest
 from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact, Store
 from tasks.step import Step, Workspace
@@ -20,21 +20,20 @@ __all__ = ["PrepareData", "fingerprint", "load_dataset", "prepare_data"]
 DESCRIPTION, LABELS, PIXELS = "dataset.json", "labels.safetensors", "pixels.safetensors"
 
 
-def fingerprint(catalog: "Catalog", cache: Path | None) -> str:
-    """Return a sha256 over class names, labels and the content of every image, wherever they lie.
+def fingerprint(catalog: "Catalog", cache: Path | None) -> dict[str, str]:
+    """Return a sha256 for each split, over its labels and the content of every image, wherever they lie.
 
-    Raises DataError if an image file is in both splits, under whatever name.
+    Raises DataError if an image file is in two splits, under whatever name.
     """
     import hashlib
 
     from btm_core.data.files import content_digests
 
-    total = hashlib.sha256(json.dumps(catalog.class_names).encode())
-    seen: dict[str, str] = {}
+    hashes = {}
+    seen: dict[str, tuple[str, str]] = {}
     shared: list[str] = []
-    for split in (catalog.train, catalog.test):
-        total.update(f"{split.name} {len(split)}".encode())
-        total.update(split.labels.astype("<i8").tobytes())
+    for split in catalog.splits:
+        total = hashlib.sha256(split.labels.astype("<i8").tobytes())
         if split.pixels is not None:
             total.update(repr(split.pixels.shape).encode())
             total.update(split.pixels.tobytes())
@@ -42,16 +41,16 @@ def fingerprint(catalog: "Catalog", cache: Path | None) -> str:
             assert catalog.root is not None and split.paths is not None
             for path, digest in zip(split.paths, content_digests(catalog.root, split.paths, cache), strict=True):
                 total.update(f"{path} {digest}\n".encode())
-                if split is catalog.train:
-                    seen[digest] = path
-                elif digest in seen:
-                    shared.append(f"{path} is {seen[digest]}")
+                owner, known = seen.setdefault(digest, (split.name, path))
+                if owner != split.name:
+                    shared.append(f"{split.name} image {path} is {owner} image {known}")
+        hashes[split.name] = total.hexdigest()
     if shared:
         raise DataError(
-            f"{len(shared)} test images are, byte for byte, training images, so the test would be no test; remove them "
-            f"from one split:\n{some_of(shared)}"
+            f"{len(shared)} images are, byte for byte, in two splits, so the test would be no test; remove them from "
+            f"one:\n{some_of(shared)}"
         )
-    return total.hexdigest()
+    return hashes
 
 
 def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareData":
@@ -60,10 +59,12 @@ def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareD
 
     catalog = scan(config)
     view = config.input
+    hashes = fingerprint(catalog, cache)
     return PrepareData(
         name=name,
         source=config,
-        content=fingerprint(catalog, cache),
+        content=canonical_digest({"classes": catalog.class_names, "splits": hashes}),
+        hashes=hashes,
         size=view.size if view.decode_once else None,
         channels=view.channels,
     )
@@ -79,7 +80,9 @@ class PrepareData(Step):
     name: str = Field(json_schema_extra=NOT_IDENTITY)
     source: DataConfig = Field(json_schema_extra=NOT_IDENTITY)
     content: str
-    """Fingerprint of what the source holds."""
+    """Fingerprint of what the source holds: class names and splits."""
+    hashes: dict[str, str] = Field(json_schema_extra=NOT_IDENTITY)
+    """Fingerprint of each split, of which `content` is made."""
     size: int | None
     """Pixels a side of packed images; None leaves the images where they are."""
     channels: int
@@ -97,7 +100,7 @@ class PrepareData(Step):
         from btm_core.data.files import pack_files, pack_pixels
 
         catalog = scan(self.source)
-        splits = {"train": catalog.train, "test": catalog.test}
+        splits = {split.name: split for split in catalog.splits}
         save_file({name: split.labels for name, split in splits.items()}, work.output / LABELS)
         pixels = {}
         for name, split in splits.items():
@@ -117,6 +120,7 @@ class PrepareData(Step):
             "class_names": catalog.class_names,
             "train_counts": catalog.train_counts.tolist(),
             "packed": bool(pixels),
+            "splits": {name: {"images": len(split), "hash": self.hashes[name]} for name, split in splits.items()},
         }
         (work.output / DESCRIPTION).write_text(json.dumps(description, indent=1))
 
@@ -148,4 +152,5 @@ def load_dataset(work: Workspace, data: Artifact, view: InputConfig, root: str |
             paths, _ = read_list(listing.read_text(encoding="utf-8"), str(listing))
             sources[name] = ImageFiles(root, tuple(paths))
     splits = {name: LabelledImages(sources[name], labels[name].to(torch.int64), view) for name in labels}
-    return Dataset(tuple(description["class_names"]), splits["train"], splits["test"], data.digest)
+    names = tuple(description["class_names"])
+    return Dataset(names, splits["train"], splits["test"], data.digest, splits.get("validation"))

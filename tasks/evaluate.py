@@ -1,6 +1,7 @@
-"""Evaluation of a model on the test split."""
+"""Evaluation of a model on the test split, or on the validation split."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -8,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, InputConfig
+from btm_core.errors import DataError
 from btm_core.storage import Artifact, Store
-from tasks.data import load_dataset
+from tasks.data import DESCRIPTION, load_dataset
 from tasks.stages import WEIGHTS
 from tasks.step import Step, Workspace
 
@@ -23,7 +25,7 @@ PREDICTIONS, RECALL = "predictions.safetensors", "recall.json"
 
 
 class Evaluate(Step):
-    """Predict the test split with a model, and report per-class recall."""
+    """Predict a split with a model, and report per-class recall."""
 
     kind: Literal["evaluate"] = "evaluate"
     stage: ClassVar[str] = "evaluate"
@@ -32,12 +34,14 @@ class Evaluate(Step):
     data: Artifact
     view: InputConfig
     model: Artifact
+    split: Literal["test", "validation"] = "test"
     root: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
 
     @property
     def readable(self) -> str:
         """The model's own address, as one word."""
-        return self.model.address.rsplit("-", 1)[0].replace("/", "-")
+        name = self.model.address.rsplit("-", 1)[0].replace("/", "-")
+        return name if self.split == "test" else f"{name}-{self.split}"
 
     def run(self, work: Workspace) -> None:
         """Write predictions and the recall report."""
@@ -49,18 +53,29 @@ class Evaluate(Step):
         from btm_core.metrics import recall_report
 
         dataset = load_dataset(work, self.data, self.view, self.root)
+        images = dataset.test if self.split == "test" else dataset.validation
+        if images is None:
+            raise DataError("there is no validation split to evaluate on; set data.validation or validation_per_class")
         model, _ = load_checkpoint(work.fetch(self.model, WEIGHTS))
-        classes, confidences = predict(model, dataset.test, work.device)
-        report = recall_report(dataset.test.labels.numpy(), classes, dataset.train_counts.numpy())
+        classes, confidences = predict(model, images, work.device)
+        report = recall_report(
+            images.labels.numpy(),
+            classes,
+            dataset.train_counts.numpy(),
+            absent="refuse" if self.split == "test" else "skip",
+        )
         save_file(
             {
                 "predicted": torch.from_numpy(classes),
                 "confidence": torch.from_numpy(confidences),
-                "target": dataset.test.labels,
+                "target": images.labels,
             },
             work.output / PREDICTIONS,
         )
-        (work.output / RECALL).write_text(json.dumps({**report.summary(), "recall": report.recall.tolist()}, indent=1))
+        description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
+        named = {"split": self.split, "split_hash": description["splits"][self.split]["hash"]}
+        recall = [None if math.isnan(value) else value for value in report.recall.tolist()]
+        (work.output / RECALL).write_text(json.dumps({**named, **report.summary(), "recall": recall}, indent=1))
 
 
 def predictions_of(store: Store, evaluation: Artifact) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, InputConfig, MergeConfig
-from btm_core.errors import ConfigError
 from btm_core.storage import Artifact
 from tasks.data import load_dataset
 from tasks.sample import SUBSET
@@ -97,13 +96,8 @@ class ChosenMerge(Step):
 
         dataset = load_dataset(work, self.data, self.view, self.root)
         if self.config.criterion == "validation":
-            validation: LabelledImages | None = getattr(dataset, "validation", None)
-            if validation is None:
-                raise ConfigError(
-                    "merge.criterion is validation, but there is no validation split; set data.validation or "
-                    "data.validation_per_class, or merge.criterion to balanced"
-                )
-            return validation
+            assert dataset.validation is not None  # the experiment would not have been valid
+            return dataset.validation
         drawn = [json.loads(work.fetch(subset, SUBSET).read_text())["positions"] for subset in self.subsets]
         return dataset.train.take(torch.tensor(sorted(set().union(*drawn))))
 

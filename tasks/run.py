@@ -9,18 +9,21 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from btm_core.config import ExperimentConfig
 from btm_core.data.long_tail import profile
 from btm_core.storage import Artifact, Store
 from tasks.data import LABELS, describe
-from tasks.evaluate import PREDICTIONS, RECALL
+from tasks.evaluate import RECALL, predictions_of
 from tasks.events import Event, listening
 from tasks.sample import SUBSET
 from tasks.settings import RuntimeSettings
 from tasks.step import host_facts, versions
 from tasks.tracking import Tracker, without_password
+
+if TYPE_CHECKING:
+    from btm_core.report import ModelResult
 
 __all__ = ["Model", "Run"]
 
@@ -72,11 +75,17 @@ class Run:
         elif event["event"] == "epoch":
             self.trained.add(event["stage"])
 
-    def finish(self, data: Artifact, subset: Artifact, models: Sequence[Model]) -> dict[str, Any]:
-        """Write the report, log it, and return what `btm run --json` prints."""
+    def finish(
+        self, data: Artifact, subset: Artifact, models: Sequence[Model], validated: Sequence[Model] = ()
+    ) -> dict[str, Any]:
+        """Write the report, log it, and return what `btm run --json` prints.
+
+        `models` are evaluated on the test split, `validated` are the same on the validation split, if there is one.
+        """
         from btm_core.report import figures, render_html
 
         report = self._report(data, subset, models)
+        report["validation"] = [result.row() for result in self._results(validated)]
         images = figures(report)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             folder = Path(name)
@@ -99,28 +108,13 @@ class Run:
         import numpy as np
         from safetensors.numpy import load_file
 
-        from btm_core.metrics import RecallReport
-        from btm_core.report import ModelResult, build_report
+        from btm_core.report import build_report
 
+        results = self._results(models)
         description = describe(self.store, data)
         drawn = self.store.read_json(subset, SUBSET)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             labels = load_file(self.store.fetch(data, LABELS, Path(name)))
-            results = []
-            for model in models:
-                recall = self.store.read_json(model.evaluation, RECALL)
-                recall["recall"] = np.asarray(recall["recall"])
-                predicted = load_file(self.store.fetch(model.evaluation, PREDICTIONS, Path(name)))["predicted"]
-                results.append(
-                    ModelResult(
-                        model.name,
-                        model.stage,
-                        model.artifact.address,
-                        model.evaluation.address,
-                        RecallReport(**recall),
-                        predicted,
-                    )
-                )
         counts = np.asarray(description["train_counts"])
         run = {
             "run_id": self.run_id,
@@ -131,6 +125,7 @@ class Run:
                 "content": description["content"],
                 "profile": str(profile(counts)),
                 "test_images": len(labels["test"]),
+                "splits": description["splits"],
             },
             "subset_images": len(drawn["positions"]),
             "short_classes": len(drawn["short_classes"]),
@@ -146,6 +141,24 @@ class Run:
             targets=labels["test"],
             models=results,
         )
+
+    def _results(self, models: Sequence[Model]) -> "list[ModelResult]":
+        """Read the evaluations of models."""
+        import numpy as np
+
+        from btm_core.metrics import RecallReport
+        from btm_core.report import ModelResult
+
+        results = []
+        for model in models:
+            values = self.store.read_json(model.evaluation, RECALL)
+            split, split_hash = values.pop("split"), values.pop("split_hash")
+            values["recall"] = np.asarray(values["recall"], dtype=np.float64)
+            _, predicted = predictions_of(self.store, model.evaluation)
+            addresses = (model.artifact.address, model.evaluation.address)
+            recall = RecallReport(**values)
+            results.append(ModelResult(model.name, model.stage, *addresses, recall, predicted, split, split_hash))
+        return results
 
     def _in_order(self) -> list[tuple[str, bool]]:
         """Return the steps by stage of the algorithm, then by name: they end in any order."""
@@ -178,6 +191,7 @@ class Run:
             "final_model": f"{artifacts['post_train']}/model.safetensors",
             "artifacts": artifacts,
             "models": report["models"],
+            "validation": report["validation"],
             "cached_stages": sorted(stages - set(made)),
             "made_stages": made,
             "trained_stages": [stage for stage in STAGES if stage in self.trained],

@@ -100,7 +100,7 @@ def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         if isinstance(value, str) and "://" not in value:
             values[key] = str((folder / _expanded(value)).resolve())  # type: ignore[index]
     data = raw.get("data")
-    for key in ("train", "test"):
+    for key in ("train", "test", "validation"):
         value = data.get(key) if isinstance(data, dict) else None
         if isinstance(value, str) and "://" not in value and (folder / value).is_file():
             below_root = Path(str(data.get("root", "")), value)  # type: ignore[union-attr]

@@ -88,7 +88,9 @@ class InputConfig(Section):
 class DataConfig(Section):
     """Where the images and labels are, and how a long tail is cut from a balanced set."""
 
-    format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet"] = Field(description="reader to use")
+    format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet", "inaturalist"] = Field(
+        description="reader to use"
+    )
     root: str | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="folder of the images, a path or an s3:// URL"
     )
@@ -98,6 +100,16 @@ class DataConfig(Section):
         description="list, CSV or Parquet file of the training split; for image_folder its folder under root",
     )
     test: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="the same of the test split")
+    validation: str | None = Field(
+        None,
+        json_schema_extra=NOT_IDENTITY,
+        description="the same of a validation split, on which settings may be chosen; none by default",
+    )
+    validation_per_class: int | None = Field(
+        None,
+        ge=1,
+        description="carve a validation split: training images a class, at most half of a class",
+    )
     class_names: str | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="text file with one class name a line, in label order"
     )
@@ -109,16 +121,20 @@ class DataConfig(Section):
     imbalance_factor: float | None = Field(
         None, ge=1, description="cut a long tail: training images of the first class over those of the last"
     )
-    split_seed: int = Field(0, ge=0, description="seed of the cut, and of the train/test split of digits")
+    split_seed: int = Field(0, ge=0, description="seed of the cut, of carving, and of the train/test split of digits")
     test_per_class: int = Field(60, ge=1, le=120, description="digits: test images held out a class")
     input: InputConfig = InputConfig()
 
     @model_validator(mode="after")
     def _knows_where_to_look(self) -> Self:
-        if self.format in ("list", "csv", "parquet"):
+        if self.format in ("list", "csv", "parquet", "inaturalist"):
             missing = [name for name in ("root", "train", "test") if getattr(self, name) is None]
             if missing:
                 raise ValueError(f"format {self.format} needs {', '.join(missing)}")
+        if self.validation is not None and self.validation_per_class is not None:
+            raise ValueError("validation gives a split, validation_per_class carves one: set one of them")
+        if self.validation is not None and self.format in ("digits", "cifar100"):
+            raise ValueError(f"format {self.format} has no files to give: carve a split with validation_per_class")
         if self.format == "image_folder" and self.root is None:
             raise ValueError("format image_folder needs root")
         if self.format == "digits" and self.input.channels != 1:
@@ -312,6 +328,16 @@ class ExperimentConfig(Section):
     merge: MergeConfig = MergeConfig()
     post_train: PostTrainConfig = PostTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _has_what_it_chooses_on(self) -> Self:
+        chooses = self.merge.strategy != "uniform" and self.merge.criterion == "validation"
+        if chooses and not (self.data.validation or self.data.validation_per_class):
+            raise ValueError(
+                "merge.criterion is validation, but there is no validation split; set data.validation or "
+                "data.validation_per_class, or merge.criterion to balanced"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

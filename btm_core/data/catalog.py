@@ -1,5 +1,6 @@
 """What a reader returns: the two splits of a data set, checked, before any image is decoded."""
 
+import itertools
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -36,12 +37,21 @@ class Split:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Class names in label order and the training and test splits; `root` is where relative paths start."""
+    """Class names in label order and the splits; `root` is where relative paths start.
+
+    A validation split may lack classes, the others may not.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split
     root: str | None = None
+    validation: Split | None = None
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits there are."""
+        return tuple(split for split in (self.train, self.test, self.validation) if split is not None)
 
     @property
     def num_classes(self) -> int:
@@ -54,8 +64,8 @@ class Catalog:
         return class_counts(self.train.labels, self.num_classes)
 
     def check(self) -> None:
-        """Raise DataError for labels out of range, classes without images, and images in both splits."""
-        for split in (self.train, self.test):
+        """Raise DataError for labels out of range, classes without images, and images in two splits."""
+        for split in self.splits:
             if len(split) == 0:
                 raise DataError(f"the {split.name} split holds no image")
             if self.num_classes < 2:
@@ -71,22 +81,23 @@ class Catalog:
                     f"there are {self.num_classes} classes, so labels are 0..{self.num_classes - 1}"
                 )
             empty = np.flatnonzero(class_counts(split.labels, self.num_classes) == 0)
-            if len(empty):
-                kind = "training" if split is self.train else "test"
+            if len(empty) and split is not self.validation:
+                kind = _called(split)
                 names = some_of([f"{c} ({self.class_names[c]})" for c in empty])
                 cure = "drop the class, or add images"
                 raise DataError(f"{len(empty)} of {self.num_classes} classes have no {kind} image; {cure}:\n{names}")
         self._check_paths()
 
     def _check_paths(self) -> None:
-        if self.train.paths is None or self.test.paths is None:
+        if self.train.paths is None:
             return
-        shared = sorted(set(self.train.paths) & set(self.test.paths))
-        if shared:
-            raise DataError(
-                f"{len(shared)} images are in both the training and the test split, so the test would be "
-                f"no test; remove them from one:\n{some_of(shared)}"
-            )
+        for first, second in itertools.combinations(self.splits, 2):
+            shared = sorted(set(first.paths or ()) & set(second.paths or ()))
+            if shared:
+                raise DataError(
+                    f"{len(shared)} images are in both the {_called(first)} and the {_called(second)} split, so the "
+                    f"{second.name} would be no {second.name}; remove them from one:\n{some_of(shared)}"
+                )
         label_of: dict[str, int] = {}
         for path, label in zip(self.train.paths, self.train.labels.tolist(), strict=True):
             if label_of.setdefault(path, label) != label:
@@ -94,3 +105,7 @@ class Catalog:
         repeated = [path for path, n in Counter(self.train.paths).items() if n > 1]
         if repeated:
             log.warning("%d training images are listed more than once, the first is %s", len(repeated), repeated[0])
+
+
+def _called(split: Split) -> str:
+    return "training" if split.name == "train" else split.name

@@ -152,12 +152,13 @@ def _ahead(items: Sequence[Item], load: Callable[[Item], Result]) -> Iterator[Re
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images of C classes; `digest` identifies their content."""
+    """Images of C classes, split by split; `digest` identifies their content."""
 
     class_names: tuple[str, ...]
     train: LabelledImages
     test: LabelledImages
     digest: str
+    validation: LabelledImages | None = None
 
     @property
     def num_classes(self) -> int:

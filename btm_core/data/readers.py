@@ -3,8 +3,10 @@
 Paths are relative to `data.root`, which is a folder or an fsspec URL such as s3://bucket/images.
 """
 
+import logging
 import posixpath
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ from numpy.typing import NDArray
 from btm_core.config import DataConfig
 from btm_core.data.catalog import Catalog, Split
 from btm_core.data.cifar import read_cifar100
+from btm_core.data.inaturalist import parse_inaturalist
 from btm_core.data.long_tail import long_tail_indices
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
 
 __all__ = ["IMAGE_SUFFIXES", "read_list", "scan"]
+
+log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -33,10 +38,33 @@ def scan(config: DataConfig) -> Catalog:
     catalog.check()
     if config.imbalance_factor is not None:
         kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
-        catalog = Catalog(catalog.class_names, catalog.train.take(kept), catalog.test, catalog.root)
+        catalog = replace(catalog, train=catalog.train.take(kept))
         catalog.check()
+    if config.validation_per_class is not None:
+        catalog = _carved(catalog, config.validation_per_class, config.split_seed)
+        log.info(
+            "%d training images, at most %d a class, are the validation split now",
+            len(catalog.splits[2]),
+            config.validation_per_class,
+        )
     _check_files_exist(catalog)
     return catalog
+
+
+def _carved(catalog: Catalog, per_class: int, seed: int) -> Catalog:
+    """Take `per_class` images of each class out of training, at most half of a class, as the validation split."""
+    labels = catalog.train.labels
+    random = numpy_generator("validation", seed)
+    taken = []
+    for c in range(catalog.num_classes):
+        positions = random.permutation(np.flatnonzero(labels == c))
+        taken.append(positions[: min(per_class, len(positions) // 2)])
+    chosen = np.sort(np.concatenate(taken))
+    if not len(chosen):
+        raise DataError("no validation split can be carved: every class has a single training image")
+    rest = np.setdiff1d(np.arange(len(labels)), chosen)
+    validation = replace(catalog.train.take(chosen), name="validation")
+    return replace(catalog, train=catalog.train.take(rest), validation=validation)
 
 
 def _read_digits(config: DataConfig) -> Catalog:
@@ -88,6 +116,17 @@ def _read_lists(config: DataConfig) -> Catalog:
         lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
         splits.append(Split(name, labels, _inside(paths, file, lines)))
     return _named(config, splits)
+
+
+def _read_inaturalist(config: DataConfig) -> Catalog:
+    splits: list[Split] = []
+    names: tuple[str, ...] | None = None
+    for name, file in _split_files(config):
+        paths, labels, own_names = parse_inaturalist(_read_text(file), file)
+        names = names or own_names
+        rows = [f"image {number}" for number in range(1, len(paths) + 1)]
+        splits.append(Split(name, labels, _inside(paths, file, rows)))
+    return _named(config, splits, _class_names(config) or names)
 
 
 def _read_csv(config: DataConfig) -> Catalog:
@@ -169,7 +208,7 @@ def _read_image_folder(config: DataConfig) -> Catalog:
     """`<root>/<train>/<class name>/.../image`; classes in sorted order, as torchvision's ImageFolder numbers them."""
     fs, root = _open_root(config)
     found: dict[str, dict[str, list[str]]] = {}
-    for split in ("train", "test"):
+    for split in ("train", "test", *(["validation"] if config.validation else [])):
         [folder] = _inside([getattr(config, split) or split], f"data.{split}", ["value"])
         top = f"{root}/{folder}"
         if not fs.isdir(top):
@@ -187,7 +226,7 @@ def _read_image_folder(config: DataConfig) -> Catalog:
     if not any(found["train"].values()):
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
     names = _class_names(config) or tuple(sorted(found["train"]))
-    unknown = sorted((set(found["train"]) | set(found["test"])) - set(names))
+    unknown = sorted(set().union(*found.values()) - set(names))
     if unknown:
         where = "in data.class_names" if config.class_names else "among the training folders"
         raise DataError(f"{len(unknown)} class folders are not {where}:\n{some_of(unknown)}")
@@ -196,13 +235,14 @@ def _read_image_folder(config: DataConfig) -> Catalog:
         pairs = [(path, c) for c, label in enumerate(names) for path in by_class.get(label, [])]
         labels = np.asarray([c for _, c in pairs], dtype=np.int64)
         splits.append(Split(split, labels, tuple(path for path, _ in pairs)))
-    return Catalog(names, splits[0], splits[1], root=config.root)
+    return _named(config, splits, names)
 
 
 _READERS: dict[str, Callable[[DataConfig], Catalog]] = {
     "digits": _read_digits,
     "cifar100": _read_cifar100,
     "list": _read_lists,
+    "inaturalist": _read_inaturalist,
     "csv": _read_csv,
     "parquet": _read_parquet,
     "image_folder": _read_image_folder,
@@ -213,7 +253,7 @@ def _split_files(config: DataConfig) -> Iterable[tuple[str, str]]:
     """Yield (split, URL of its file); a relative file is below the root, or else below the working directory."""
     assert config.root is not None
     _open_root(config)
-    for name in ("train", "test"):
+    for name in ("train", "test", *(["validation"] if config.validation else [])):
         file = getattr(config, name)
         if "://" not in file and not posixpath.isabs(file):
             below = f"{config.root.rstrip('/')}/{file}"
@@ -276,7 +316,7 @@ def _class_names(config: DataConfig) -> tuple[str, ...] | None:
 
 def _named(config: DataConfig, splits: list[Split], names: tuple[str, ...] | None = None) -> Catalog:
     """Give the classes names: those they came with, those of `data.class_names`, their folders', or the numbers."""
-    train, test = splits
+    train, test, *others = splits
     names = names or _class_names(config)
     if names is None:
         count = int(train.labels.max()) + 1 if len(train) else 0
@@ -287,7 +327,7 @@ def _named(config: DataConfig, splits: list[Split], names: tuple[str, ...] | Non
                 f"{count} classes; labels are 0, 1, 2, ... without gaps"
             )
         names = _folder_names(train, count) or tuple(str(c) for c in range(count))
-    return Catalog(names, train, test, root=config.root)
+    return Catalog(names, train, test, root=config.root, validation=next(iter(others), None))
 
 
 def _folder_names(train: Split, count: int) -> tuple[str, ...] | None:
@@ -302,11 +342,11 @@ def _folder_names(train: Split, count: int) -> tuple[str, ...] | None:
 
 
 def _check_files_exist(catalog: Catalog) -> None:
-    if catalog.root is None or catalog.train.paths is None or catalog.test.paths is None:
+    if catalog.root is None or catalog.train.paths is None:
         return
     from btm_core.data.files import stat_files
 
-    paths = [*catalog.train.paths, *catalog.test.paths]
+    paths = [path for split in catalog.splits for path in split.paths or ()]
     missing = [path for path, stat in zip(paths, stat_files(catalog.root, paths), strict=True) if stat is None]
     if missing:
         raise DataError(

@@ -197,7 +197,7 @@ def test_one_image_under_two_names_is_refused(digit_images: Path, tmp_path: Path
 
     source = sorted((digit_images / "train/digit-0").iterdir())[0]
     (digit_images / "test/digit-0/copy.png").write_bytes(source.read_bytes())
-    with pytest.raises(DataError, match=f"test/digit-0/copy.png is train/digit-0/{source.name}"):
+    with pytest.raises(DataError, match=f"test/digit-0/copy.png is train image train/digit-0/{source.name}"):
         prepare_data("x", config(format="image_folder", root=str(digit_images)), tmp_path / "cache")
 
 
@@ -490,7 +490,7 @@ def test_files_and_packed_pixels_give_the_same_batches(digit_images: Path) -> No
         list(LabelledImages(source, labels, GREY).train_batches(order, 8, torch.device("cpu"), "s", 0))
         for source in sources
     ]
-    for (a, _), (b, _) in zip(*batches, strict=True):
+    for ((a,), _), ((b,), _) in zip(*batches, strict=True):
         assert torch.equal(a, b)
 
 
@@ -499,7 +499,7 @@ def test_random_resized_crops_are_cut_from_files(digit_images: Path) -> None:
     view = InputConfig(size=12, channels=1, mean=(0.3,), std=(0.4,))
     data = LabelledImages(ImageFiles(str(digit_images), paths), torch.zeros(len(paths), dtype=torch.int64), view)
     epochs = [
-        torch.cat([x for x, _ in data.train_batches(torch.arange(20), 8, torch.device("cpu"), "s", epoch)])
+        torch.cat([x for (x,), _ in data.train_batches(torch.arange(20), 8, torch.device("cpu"), "s", epoch)])
         for epoch in (0, 0, 1)
     ]
     assert epochs[0].shape == (20, 1, 12, 12)
