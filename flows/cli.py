@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from btm_core.errors import BTMError
+from flows.import_checkpoint import import_checkpoint
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
@@ -39,6 +40,8 @@ Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")]
 
 ABLATION_NAMES = ("merging", "subsets", "training", "gml", "models", "interpolation")
+
+app.command(name="import-checkpoint")(import_checkpoint)
 
 
 @app.callback(invoke_without_command=True)

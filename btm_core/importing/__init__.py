@@ -1,0 +1,6 @@
+"""Checkpoints of other systems, in this project's form: `backbone.*`, `head.weight` (C, D), `head.bias` (C,)."""
+
+from btm_core.importing.convert import Imported, import_checkpoint
+from btm_core.importing.probe import Probe, probe
+
+__all__ = ["Imported", "Probe", "import_checkpoint", "probe"]
