@@ -120,6 +120,7 @@ class PrepareData(Step):
             "class_names": catalog.class_names,
             "train_counts": catalog.train_counts.tolist(),
             "packed": bool(pixels),
+            "has_paths": catalog.train.paths is not None,
             "splits": {name: {"images": len(split), "hash": self.hashes[name]} for name, split in splits.items()},
         }
         (work.output / DESCRIPTION).write_text(json.dumps(description, indent=1))

@@ -1,10 +1,14 @@
 """Sampling of balanced subsets (Algorithm 1, line 2)."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from btm_core.config import SamplingConfig
+import fsspec
+from pydantic import Field
+
+from btm_core.config import NOT_IDENTITY, SamplingConfig
 from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact
 from tasks.data import DESCRIPTION, LABELS
@@ -13,6 +17,15 @@ from tasks.step import Step, Workspace
 __all__ = ["SUBSET", "SampleSubset", "UnionOfSubsets", "short_classes"]
 
 SUBSET = "subset.json"
+
+
+def _read(listing: str) -> bytes:
+    try:
+        with fsspec.open(listing, "rb") as file:
+            data: bytes = file.read()
+    except OSError as error:
+        raise DataError(f"sampling.lists: {listing} cannot be read: {error}") from None
+    return data
 
 
 def short_classes(counts: Sequence[int], names: Sequence[str], shots: int, when_short: str) -> list[int]:
@@ -41,13 +54,26 @@ class SampleSubset(Step):
     when_short: str
     seed: int
     index: int
+    listing: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """A file of `path label` lines to take instead of drawing."""
+    listed: str | None = None
+    """sha256 of that file."""
 
     @classmethod
     def all(cls, data: Artifact, config: SamplingConfig, seed: int) -> "list[SampleSubset]":
         """Return the N_D steps; each is independent of how many others there are."""
+        lists = config.lists or (None,) * config.num_subsets
         return [
-            cls(data=data, shots=config.shots, when_short=config.when_short, seed=seed, index=index)
-            for index in range(config.num_subsets)
+            cls(
+                data=data,
+                shots=config.shots,
+                when_short=config.when_short,
+                seed=seed,
+                index=index,
+                listing=listing,
+                listed=None if listing is None else hashlib.sha256(_read(listing)).hexdigest(),
+            )
+            for index, listing in enumerate(lists)
         ]
 
     @property
@@ -64,9 +90,31 @@ class SampleSubset(Step):
         description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
         labels = load_file(work.fetch(self.data, LABELS))["train"]
         short = short_classes(description["train_counts"], description["class_names"], self.shots, self.when_short)
-        positions = balanced_subset(labels, self.shots, self.seed, self.index)
-        subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions.tolist()}
+        if self.listing is None:
+            positions = balanced_subset(labels, self.shots, self.seed, self.index).tolist()
+        else:
+            positions = self._listed_positions(work, self.listing)
+        subset = {"index": self.index, "shots": self.shots, "short_classes": short, "positions": positions}
         (work.output / SUBSET).write_text(json.dumps(subset))
+
+    def _listed_positions(self, work: Workspace, listing: str) -> list[int]:
+        """Find the listed images in the training split, by the last two components of their path and their label."""
+        from btm_core.data.locate import short_name
+        from btm_core.data.readers import read_list
+
+        description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
+        if not description["has_paths"]:
+            raise DataError("sampling.lists names images by path, but this data set has none: leave it out, and draw")
+        paths, labels = read_list(work.fetch(self.data, "train.txt").read_text(encoding="utf-8"), "train.txt")
+        position_of = {
+            (short_name(path), int(label)): i for i, (path, label) in enumerate(zip(paths, labels, strict=True))
+        }
+        wanted, classes = read_list(_read(listing).decode(), listing)
+        keys = [(short_name(path), int(label)) for path, label in zip(wanted, classes, strict=True)]
+        unknown = [f"{path} {label}" for (path, label) in keys if (path, label) not in position_of]
+        if unknown:
+            raise DataError(f"{listing}: {len(unknown)} images are not in the training split:\n{some_of(unknown)}")
+        return sorted({position_of[key] for key in keys})
 
 
 class UnionOfSubsets(Step):

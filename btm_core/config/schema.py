@@ -236,9 +236,20 @@ class SamplingConfig(Section):
 
     num_subsets: int = Field(10, ge=1, le=1000, description="N_D, section 4.3, Table 7")
     shots: int = Field(10, ge=1, description="N_C, images a class, section 4.3, Table 7")
+    lists: tuple[str, ...] = Field(
+        (),
+        json_schema_extra=NOT_IDENTITY,
+        description="published subsets to take instead of drawing: one `path label` file a subset, by content",
+    )
     when_short: Literal["take-all", "error"] = Field(
         "take-all", description="a class with fewer images than shots: take what it has, or stop"
     )
+
+    @model_validator(mode="after")
+    def _one_list_a_subset(self) -> Self:
+        if self.lists and len(self.lists) != self.num_subsets:
+            raise ValueError(f"{len(self.lists)} lists, but num_subsets is {self.num_subsets}; give one list a subset")
+        return self
 
 
 class FinetuneConfig(TrainConfig):

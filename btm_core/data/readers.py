@@ -18,6 +18,7 @@ from btm_core.config import DataConfig
 from btm_core.data.catalog import Catalog, Split
 from btm_core.data.cifar import read_cifar100
 from btm_core.data.inaturalist import parse_inaturalist
+from btm_core.data.locate import locate
 from btm_core.data.long_tail import long_tail_indices
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
@@ -114,7 +115,8 @@ def _read_lists(config: DataConfig) -> Catalog:
         text = _read_text(file)
         paths, labels = read_list(text, file)
         lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-        splits.append(Split(name, labels, _inside(paths, file, lines)))
+        assert config.root is not None
+        splits.append(Split(name, labels, locate(config.root, _inside(paths, file, lines))))
     return _named(config, splits)
 
 
