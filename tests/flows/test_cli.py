@@ -15,7 +15,7 @@ from conftest import Btm, small_experiment, write_digits, write_lists
 def test_presets(btm: Btm, tmp_path: Path) -> None:
     rows = json.loads(btm("presets", "--json", cwd=tmp_path).stdout)
     assert {"cifar100-lt", "cifar100-lt-cpu", "digits-lt"} <= {row["name"] for row in rows}
-    assert all(set(row) == {"name", "source", "published"} for row in rows)
+    assert all(set(row) == {"name", "source", "hardware", "published", "command"} for row in rows)
     assert next(row for row in rows if row["name"] == "cifar100-lt")["published"]["h_mean"] == 36.3
     listing = btm("presets", cwd=tmp_path).stdout
     assert all(row["name"] in listing for row in rows)
