@@ -138,7 +138,7 @@ def load_dataset(work: Workspace, data: Artifact, view: InputConfig, root: str |
     from safetensors.torch import load_file
 
     from btm_core.data.dataset import Dataset, ImageFiles, Images, LabelledImages, PackedPixels
-    from btm_core.data.readers import read_list
+    from btm_core.data.sources import read_list
 
     description = json.loads(work.fetch(data, DESCRIPTION).read_text())
     labels = load_file(work.fetch(data, LABELS))

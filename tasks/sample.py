@@ -100,7 +100,7 @@ class SampleSubset(Step):
     def _listed_positions(self, work: Workspace, listing: str) -> list[int]:
         """Find the listed images in the training split, by the last two components of their path and their label."""
         from btm_core.data.locate import short_name
-        from btm_core.data.readers import read_list
+        from btm_core.data.sources import read_list
 
         description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
         if not description["has_paths"]:

@@ -1,15 +1,14 @@
 """The configuration of an experiment, and how it is read."""
 
+from btm_core.config.data import DataConfig, InputConfig
 from btm_core.config.loading import load_experiment, preset_names, preset_text
 from btm_core.config.methods import Stage1Method
 from btm_core.config.schema import (
     BACKBONES,
-    DataConfig,
     EvaluationConfig,
     ExperimentConfig,
     FcConfig,
     FinetuneConfig,
-    InputConfig,
     MergeConfig,
     ModelConfig,
     PostTrainConfig,

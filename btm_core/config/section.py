@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
-__all__ = ["NOT_IDENTITY", "Section", "canonical_digest"]
+__all__ = ["NOT_IDENTITY", "Probability", "Section", "canonical_digest"]
 
 NOT_IDENTITY: JsonDict = {"identity": False}
 """`json_schema_extra` of fields that say where something is, not what it is: they are left out of every address."""
+Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):

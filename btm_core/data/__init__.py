@@ -2,7 +2,8 @@
 
 from btm_core.data.catalog import Catalog, Split
 from btm_core.data.long_tail import LongTailProfile, class_counts, long_tail_indices, profile
-from btm_core.data.readers import read_list, scan
+from btm_core.data.readers import scan
+from btm_core.data.sources import read_list
 
 __all__ = [
     "Catalog",

@@ -5,14 +5,11 @@ Paths are relative to `data.root`, which is a folder or an fsspec URL such as s3
 
 import logging
 import posixpath
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import fsspec
 import numpy as np
-from numpy.typing import NDArray
 
 from btm_core.config import DataConfig
 from btm_core.data.catalog import Catalog, Split
@@ -20,10 +17,12 @@ from btm_core.data.cifar import read_cifar100
 from btm_core.data.inaturalist import parse_inaturalist
 from btm_core.data.locate import locate
 from btm_core.data.long_tail import long_tail_indices
+from btm_core.data.sources import class_names, inside, open_root, read_list, read_text, split_files
+from btm_core.data.tables import read_tables
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
 
-__all__ = ["IMAGE_SUFFIXES", "read_list", "scan"]
+__all__ = ["IMAGE_SUFFIXES", "scan"]
 
 log = logging.getLogger(__name__)
 
@@ -92,126 +91,38 @@ def _read_cifar100(config: DataConfig) -> Catalog:
     return read_cifar100(Path(config.root or ".btm/data").expanduser(), config.download)
 
 
-def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
-    """Parse `path label` lines, as published for ImageNet-LT and Places-LT; a path may hold spaces.
-
-    Returns paths (N,) and labels (N,). Raises DataError with the file and the line number.
-    """
-    paths, labels = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        path, _, label = line.rstrip().rpartition(" ")
-        if not path or not label.isdecimal() or len(label) > 9:
-            if not line.strip():
-                continue
-            raise DataError(f"{where}, line {number}: expected 'path label' with an integer label, found {line!r}")
-        paths.append(path)
-        labels.append(int(label))
-    return paths, np.asarray(labels, dtype=np.int64)
-
-
 def _read_lists(config: DataConfig) -> Catalog:
     splits = []
-    for name, file in _split_files(config):
-        text = _read_text(file)
+    for name, file in split_files(config):
+        text = read_text(file)
         paths, labels = read_list(text, file)
         lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
         assert config.root is not None
-        splits.append(Split(name, labels, locate(config.root, _inside(paths, file, lines))))
+        splits.append(Split(name, labels, locate(config.root, inside(paths, file, lines))))
     return _named(config, splits)
 
 
 def _read_inaturalist(config: DataConfig) -> Catalog:
     splits: list[Split] = []
     names: tuple[str, ...] | None = None
-    for name, file in _split_files(config):
-        paths, labels, own_names = parse_inaturalist(_read_text(file), file)
+    for name, file in split_files(config):
+        paths, labels, own_names = parse_inaturalist(read_text(file), file)
         names = names or own_names
         rows = [f"image {number}" for number in range(1, len(paths) + 1)]
-        splits.append(Split(name, labels, _inside(paths, file, rows)))
-    return _named(config, splits, _class_names(config) or names)
+        splits.append(Split(name, labels, inside(paths, file, rows)))
+    return _named(config, splits, class_names(config) or names)
 
 
-def _read_csv(config: DataConfig) -> Catalog:
-    import pandas as pd
-
-    # A class may be called NA or None: only an empty cell is empty.
-    return _read_tables(
-        config, lambda file: pd.read_csv(file, dtype={config.path_column: str}, keep_default_na=False, na_values=[""])
-    )
-
-
-def _read_parquet(config: DataConfig) -> Catalog:
-    import pandas as pd
-
-    return _read_tables(config, pd.read_parquet)
-
-
-def _read_tables(config: DataConfig, read: Callable[[Any], Any]) -> Catalog:
-    tables = {}
-    for name, file in _split_files(config):
-        try:
-            with fsspec.open(file, "rb") as stream:
-                table = read(stream)
-        except FileNotFoundError:
-            raise _missing_file(name, file) from None
-        except (ValueError, OSError) as error:
-            raise DataError(f"{file} cannot be read as {config.format}: {error}") from None
-        for column in (config.path_column, config.label_column):
-            if column not in table.columns:
-                raise DataError(f"{file} has no column {column!r}, only {', '.join(map(str, table.columns))}")
-            empty = np.flatnonzero(table[column].isna())
-            if len(empty):
-                raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
-        tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
-    names, encode = _label_encoder(tables["train"][2], _class_names(config))
-    splits = []
-    for name, (file, paths, labels) in tables.items():
-        rows = [f"row {number}" for number in range(1, len(paths) + 1)]
-        splits.append(Split(name, encode(labels, file), _inside(paths, file, rows)))
-    return _named(config, splits, names)
-
-
-def _label_encoder(
-    train_labels: Any, given: tuple[str, ...] | None
-) -> tuple[tuple[str, ...] | None, Callable[[Any, str], NDArray[np.int64]]]:
-    """Whole numbers are labels as they are; anything else is a class name, numbered as in `data.class_names`, or else
-    in sorted order of those in training.
-    """
-    from pandas.api.types import is_numeric_dtype
-
-    if is_numeric_dtype(train_labels.dtype):
-        return None, _whole_numbers
-    names = given or tuple(sorted({str(label) for label in train_labels}))
-    number = {name: c for c, name in enumerate(names)}
-
-    def encode(labels: Any, file: str) -> NDArray[np.int64]:
-        unknown = sorted({str(label) for label in labels} - set(number))
-        if unknown:
-            source = "not in data.class_names" if given else "without a training image"
-            raise DataError(f"{file}: {len(unknown)} classes are {source}:\n{some_of(unknown)}")
-        return np.asarray([number[str(label)] for label in labels], dtype=np.int64)
-
-    return names, encode
-
-
-def _whole_numbers(labels: Any, file: str) -> NDArray[np.int64]:
-    from pandas.api.types import is_numeric_dtype
-
-    if not is_numeric_dtype(labels.dtype):
-        raise DataError(f"{file}: labels are text, but those of the training split are numbers")
-    values = np.asarray(labels, dtype=np.float64)
-    wrong = np.flatnonzero((values != np.floor(values)) | (abs(values) > 1e9))
-    if len(wrong):
-        raise DataError(f"{file}, row {wrong[0] + 1}: label {values[wrong[0]]:g} is no whole number of a class")
-    return values.astype(np.int64)
+def _read_tables(config: DataConfig) -> Catalog:
+    return _named(config, *read_tables(config))
 
 
 def _read_image_folder(config: DataConfig) -> Catalog:
     """`<root>/<train>/<class name>/.../image`; classes in sorted order, as torchvision's ImageFolder numbers them."""
-    fs, root = _open_root(config)
+    fs, root = open_root(config)
     found: dict[str, dict[str, list[str]]] = {}
     for split in ("train", "test", *(["validation"] if config.validation else [])):
-        [folder] = _inside([getattr(config, split) or split], f"data.{split}", ["value"])
+        [folder] = inside([getattr(config, split) or split], f"data.{split}", ["value"])
         top = f"{root}/{folder}"
         if not fs.isdir(top):
             raise DataError(
@@ -227,7 +138,7 @@ def _read_image_folder(config: DataConfig) -> Catalog:
                 found[split][label] = [f"{folder}/{label}/{path.lstrip('/')}" for path in images]
     if not any(found["train"].values()):
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
-    names = _class_names(config) or tuple(sorted(found["train"]))
+    names = class_names(config) or tuple(sorted(found["train"]))
     unknown = sorted(set().union(*found.values()) - set(names))
     if unknown:
         where = "in data.class_names" if config.class_names else "among the training folders"
@@ -245,81 +156,16 @@ _READERS: dict[str, Callable[[DataConfig], Catalog]] = {
     "cifar100": _read_cifar100,
     "list": _read_lists,
     "inaturalist": _read_inaturalist,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
+    "csv": _read_tables,
+    "parquet": _read_tables,
     "image_folder": _read_image_folder,
 }
-
-
-def _split_files(config: DataConfig) -> Iterable[tuple[str, str]]:
-    """Yield (split, URL of its file); a relative file is below the root, or else below the working directory."""
-    assert config.root is not None
-    _open_root(config)
-    for name in ("train", "test", *(["validation"] if config.validation else [])):
-        file = getattr(config, name)
-        if "://" not in file and not posixpath.isabs(file):
-            below = f"{config.root.rstrip('/')}/{file}"
-            fs, path = fsspec.core.url_to_fs(below)
-            file = below if fs.exists(path) or not Path(file).exists() else file
-        yield name, file
-
-
-def _missing_file(name: str, file: str) -> DataError:
-    return DataError(f"data.{name}: {file} does not exist")
-
-
-def _read_text(file: str) -> str:
-    try:
-        with fsspec.open(file, "rb") as stream:
-            data: bytes = stream.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{file} does not exist, or is a folder; set data.train and data.test") from None
-    try:
-        return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}, line {line}: not UTF-8 text") from None
-
-
-def _open_root(config: DataConfig) -> tuple[Any, str]:
-    """Return the file system and the path of `data.root`, which must exist."""
-    assert config.root is not None
-    try:
-        fs, root = fsspec.core.url_to_fs(config.root)
-        there = fs.isdir(root)
-    except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"data.root {config.root} cannot be reached: {error}") from None
-    if not there:
-        raise DataError(f"data.root {config.root} does not exist, or is not a folder")
-    return fs, root.rstrip("/")
-
-
-def _inside(paths: Sequence[str], where: str, positions: Sequence[str]) -> tuple[str, ...]:
-    """Return normalised paths; one that leaves the root is refused, by its position in `where`."""
-    safe = []
-    for position, path in zip(positions, paths, strict=True):
-        normal = posixpath.normpath(path.replace("\\", "/"))
-        if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path or "\0" in path:
-            raise DataError(f"{where}, {position}: {path!r} leaves data.root; paths must be relative and inside it")
-        safe.append(normal)
-    return tuple(safe)
-
-
-def _class_names(config: DataConfig) -> tuple[str, ...] | None:
-    """Return the names in `data.class_names`, if it is set."""
-    if config.class_names is None:
-        return None
-    names = tuple(line.strip() for line in _read_text(config.class_names).splitlines() if line.strip())
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
-        raise DataError(f"{config.class_names} names {len(repeated)} classes twice:\n{some_of(repeated)}")
-    return names
 
 
 def _named(config: DataConfig, splits: list[Split], names: tuple[str, ...] | None = None) -> Catalog:
     """Give the classes names: those they came with, those of `data.class_names`, their folders', or the numbers."""
     train, test, *others = splits
-    names = names or _class_names(config)
+    names = names or class_names(config)
     if names is None:
         count = int(train.labels.max()) + 1 if len(train) else 0
         if count > len(train) > 0:

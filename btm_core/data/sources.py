@@ -1,0 +1,99 @@
+"""What the fields of `data` point to: the root, the files of the splits, their text, and paths that stay inside."""
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+from numpy.typing import NDArray
+
+from btm_core.config import DataConfig
+from btm_core.errors import DataError, some_of
+
+__all__ = ["class_names", "inside", "missing_file", "open_root", "read_list", "read_text", "split_files"]
+
+
+def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Parse `path label` lines, as published for ImageNet-LT and Places-LT; a path may hold spaces.
+
+    Returns paths (N,) and labels (N,). Raises DataError with the file and the line number.
+    """
+    paths, labels = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        path, _, label = line.rstrip().rpartition(" ")
+        if not path or not label.isdecimal() or len(label) > 9:
+            if not line.strip():
+                continue
+            raise DataError(f"{where}, line {number}: expected 'path label' with an integer label, found {line!r}")
+        paths.append(path)
+        labels.append(int(label))
+    return paths, np.asarray(labels, dtype=np.int64)
+
+
+def split_files(config: DataConfig) -> Iterable[tuple[str, str]]:
+    """Yield (split, URL of its file); a relative file is below the root, or else below the working directory."""
+    assert config.root is not None
+    open_root(config)
+    for name in ("train", "test", *(["validation"] if config.validation else [])):
+        file = getattr(config, name)
+        if "://" not in file and not posixpath.isabs(file):
+            below = f"{config.root.rstrip('/')}/{file}"
+            fs, path = fsspec.core.url_to_fs(below)
+            file = below if fs.exists(path) or not Path(file).exists() else file
+        yield name, file
+
+
+def missing_file(name: str, file: str) -> DataError:
+    """Return the error that a split's file is not there."""
+    return DataError(f"data.{name}: {file} does not exist")
+
+
+def read_text(file: str) -> str:
+    """Return a file's text. Raises DataError if there is no such file, or it is not UTF-8."""
+    try:
+        with fsspec.open(file, "rb") as stream:
+            data: bytes = stream.read()
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{file} does not exist, or is a folder; set data.train and data.test") from None
+    try:
+        return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: not UTF-8 text") from None
+
+
+def open_root(config: DataConfig) -> tuple[Any, str]:
+    """Return the file system and the path of `data.root`, which must exist."""
+    assert config.root is not None
+    try:
+        fs, root = fsspec.core.url_to_fs(config.root)
+        there = fs.isdir(root)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"data.root {config.root} cannot be reached: {error}") from None
+    if not there:
+        raise DataError(f"data.root {config.root} does not exist, or is not a folder")
+    return fs, root.rstrip("/")
+
+
+def inside(paths: Sequence[str], where: str, positions: Sequence[str]) -> tuple[str, ...]:
+    """Return normalised paths; one that leaves the root is refused, by its position in `where`."""
+    safe = []
+    for position, path in zip(positions, paths, strict=True):
+        normal = posixpath.normpath(path.replace("\\", "/"))
+        if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path or "\0" in path:
+            raise DataError(f"{where}, {position}: {path!r} leaves data.root; paths must be relative and inside it")
+        safe.append(normal)
+    return tuple(safe)
+
+
+def class_names(config: DataConfig) -> tuple[str, ...] | None:
+    """Return the names in `data.class_names`, if it is set."""
+    if config.class_names is None:
+        return None
+    names = tuple(line.strip() for line in read_text(config.class_names).splitlines() if line.strip())
+    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if repeated:
+        raise DataError(f"{config.class_names} names {len(repeated)} classes twice:\n{some_of(repeated)}")
+    return names
