@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint bench lock clean
+.PHONY: help setup demo test check lint audit bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -13,7 +13,8 @@ setup: .venv/ready ## make .venv with the locked versions
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "BTM needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up .venv (PyTorch is large: this takes a minute or several)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@# The lock names everything: with dependencies, pip in hash mode would look at newer versions, and stop there.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -23,7 +24,7 @@ demo: .venv/ready ## run BTM on digits-lt, ending with a table of every model
 test: .venv/ready ## pass the tests
 	@$(BIN)/python -m pytest
 
-check: test lint ## all that CI runs
+check: test lint audit ## all that CI runs
 
 lint: .venv/ready ## style, types, architecture
 	@$(BIN)/ruff check .
@@ -31,12 +32,17 @@ lint: .venv/ready ## style, types, architecture
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+audit: .venv/ready ## look for known vulnerabilities of the locked dependencies
+	@$(BIN)/python .ci/audit.py
+
 bench: .venv/ready ## measure, and write benchmarks/results/cpu.json
 	@$(BIN)/python -m benchmarks.run
 
-lock: ## write requirements.lock anew from pyproject.toml (needs uv)
+lock: ## write requirements.lock and docker/servers.lock anew (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
+	uv pip compile docker/servers.in --constraint requirements.lock --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --quiet -o docker/servers.lock
 
 clean: ## remove .venv and caches; runs under .btm stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -99,6 +99,48 @@ def demo() -> list[dict[str, Any]]:
     ]
 
 
+def fan_out() -> list[dict[str, Any]]:
+    """What the local engine adds to a fine-tune, what 200 of them cost, and what is lost to a kill -9."""
+    from benchmarks.fan_out import measure
+
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        runs = [measure(Path(name), f"seed={seed}") for seed in range(3)]
+    beyond = [(run["seconds"] - run["training_seconds"]) / run["fine_tunes"] for run in runs]
+    rows.append(row("local engine: seconds a fine-tune beyond its training, mean of ten", beyond, 1.5))
+    with tempfile.TemporaryDirectory() as name:
+        many = measure(Path(name), "sampling.num_subsets=200", "finetune.epochs=1", "pretrain.epochs=1", workers=2)
+    facts = {
+        "server_peak_megabytes": round(many["server_megabytes"]),
+        "under_700_megabytes": many["server_megabytes"] < 700,
+    }
+    rows.append(row("200 trivial fine-tunes, from the first to the last", [many["seconds"]], 180, **facts))
+    few = ("sampling.num_subsets=1", "finetune.epochs=40")
+    lost = []
+    for seed in range(3):
+        with tempfile.TemporaryDirectory() as name:
+            calm = measure(Path(name), *few, f"seed={seed}")
+        with tempfile.TemporaryDirectory() as name:
+            struck = measure(Path(name), *few, f"seed={seed}", "kill=1")
+        lost.append(struck["seconds"] - calm["seconds"])
+    rows.append(row("time lost to a kill -9 of a fine-tune's process", lost, 10))
+    return rows
+
+
+def store_verify() -> dict[str, Any]:
+    """Verifying many small artifacts on a real S3 server."""
+    from benchmarks.store import verify_many
+
+    return verify_many()
+
+
+def images() -> list[dict[str, Any]]:
+    """Small image files from S3, and from the cache."""
+    from benchmarks.images import measure
+
+    return measure()
+
+
 def _empty_flow(folder: Path) -> None:
     script = (
         "from pathlib import Path; from flows.environment import prepare_prefect; prepare_prefect(Path('.btm'));"
@@ -107,17 +149,41 @@ def _empty_flow(folder: Path) -> None:
     subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True)
 
 
+def transfers() -> list[dict[str, Any]]:
+    """A large checkpoint to and from S3, against plain s3fs."""
+    from benchmarks.transfers import measure
+
+    rows = measure()
+    for row in rows:
+        print(f"{row['name']:<80} {row['value']:6} {row['unit']}  ({'holds' if row['holds'] else 'DOES NOT HOLD'})")
+    return rows
+
+
+GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
+    "sampling": lambda: [sampling()],
+    "reading": lambda: [reading()],
+    "help": lambda: [help_page()],
+    "demo": lambda: [*demo()],
+    "fan-out": lambda: [*fan_out()],
+    "transfers": lambda: [*transfers()],
+    "store-verify": lambda: [store_verify()],
+    "images": lambda: [*images()],
+}
+
+
 def main() -> None:
-    rows = [sampling(), reading(), help_page(), *demo()]
+    """Measure all, or the groups that are named; the rows of the others stay."""
     machine = {
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "system": platform.system(),
     }
-    found = [{**row, "on": machine} for row in rows if row is not None]
+    rows = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.is_file() else {}
+    for group in sys.argv[1:] or GROUPS:
+        rows |= {row["name"]: {**row, "on": machine} for row in GROUPS[group]() if row is not None}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
     print(f"\nWritten to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
 
 

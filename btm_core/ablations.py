@@ -74,12 +74,15 @@ def _gml(experiment: ExperimentConfig) -> list[Variant]:
     if plain == "gml":
         raise ConfigError("the gml ablation compares another post_train.method with gml; start from such an experiment")
     on = {"evaluation.baseline": True}
-    with_gml = {**on, "post_train.method": "gml"}
+    with_gml = {**on, "post_train.method": "gml", "post_train.reweight": "none"}  # GML has no class weights
+    # A base of one stage (PaCo in Table 11) is the method by itself; post-training it is BTM's.
+    one_stage = experiment.fc is not None
+    name, itself = (experiment.pretrain.method.name, "pretrain") if one_stage else (plain, "baseline")
     return [
-        Variant({"method": plain}, on, {"baseline": ""}),
-        Variant({"method": f"{plain} + GML"}, with_gml, {"baseline": ""}),
-        Variant({"method": f"{plain} + BTM"}, on),
-        Variant({"method": f"{plain} + BTM + GML"}, with_gml),
+        Variant({"method": name}, on, {itself: ""}),
+        Variant({"method": f"{name} + GML"}, with_gml, {"baseline": ""}),
+        Variant({"method": f"{name} + BTM"}, on),
+        Variant({"method": f"{name} + BTM + GML"}, with_gml),
     ]
 
 

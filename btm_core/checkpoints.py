@@ -3,18 +3,17 @@
 Keys are `backbone.*` and `head.*`; the metadata holds what is needed to use the weights and to know their origin.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from btm_core.errors import CheckpointError, some_of
 from btm_core.models import Classifier, build_model
+from btm_core.tensor_files import load_tensors, read_header
 
 __all__ = [
     "CheckpointMetadata",
@@ -36,8 +35,8 @@ class CheckpointMetadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     backbone: str
-    channels: int
-    size: int
+    channels: int = Field(ge=1, le=16)
+    size: int = Field(ge=1, le=2**16)
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
@@ -61,15 +60,25 @@ def save_checkpoint(model: Classifier, path: Path, metadata: CheckpointMetadata)
 def read_metadata(path: Path) -> CheckpointMetadata | None:
     """Return the metadata of a checkpoint, None if it carries none of ours. Raises CheckpointError if unreadable."""
     try:
-        with safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(METADATA_KEY)
-        return None if text is None else CheckpointMetadata.model_validate_json(text)
+        with path.open("rb") as file:
+            header = read_header(file, str(path))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from None
-    except (ValidationError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} carries metadata that cannot be understood: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    try:
+        text = header.metadata.get(METADATA_KEY)
+        metadata = None if text is None else CheckpointMetadata.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        raise CheckpointError(f"{path} carries metadata that cannot be understood: {problems}") from None
+    head = header.entries.get("head.weight")
+    # Compared before a network of so many classes is built.
+    if metadata is not None and head is not None and head.shape[:1] != (len(metadata.class_names),):
+        raise CheckpointError(
+            f"{path} has a head of shape {list(head.shape)}, and names {len(metadata.class_names)} classes"
+        )
+    return metadata
 
 
 def load_into(model: Classifier, path: Path) -> None:
@@ -78,12 +87,11 @@ def load_into(model: Classifier, path: Path) -> None:
     Raises CheckpointError that names what differs; nothing is loaded partially.
     """
     read_metadata(path)
-    found = load_file(path)
+    found = load_tensors(path)
     wanted = model.state_dict()
-    if "head.weight" in found and found["head.weight"].shape[0] != wanted["head.weight"].shape[0]:
-        raise CheckpointError(
-            f"{path} has {found['head.weight'].shape[0]} classes, the data set has {wanted['head.weight'].shape[0]}"
-        )
+    head = found.get("head.weight")
+    if head is not None and head.dim() == 2 and len(head) != len(wanted["head.weight"]):
+        raise CheckpointError(f"{path} has {len(head)} classes, the data set has {len(wanted['head.weight'])}")
     _load(model, found, path)
 
 
@@ -93,7 +101,7 @@ def load_backbone(model: Classifier, path: Path, fresh_last_block: bool = False)
     With `fresh_last_block` the last block keeps the weights it has. Raises CheckpointError as `load_into` does.
     """
     read_metadata(path)
-    found = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("head.")}
+    found = {name: tensor for name, tensor in load_tensors(path).items() if not name.startswith("head.")}
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("head.")}
     if fresh_last_block:
         block = f"backbone.{model.last_block}."

@@ -1,10 +1,13 @@
-"""Tables that compare models over runs: one JSON document, and Markdown and HTML made from it."""
+"""Tables that compare models over runs: one JSON document, and Markdown and HTML made from it.
+
+`btm_core.side_by_side` compares two models image by image.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import resources
 from typing import Any
 
+from btm_core.pages import page_environment
 from btm_core.statistics import spread
 
 __all__ = ["FIGURES", "Row", "cell", "comparison", "comparison_html", "comparison_markdown"]
@@ -30,8 +33,20 @@ class Row:
     runs: list[dict[str, Any]] = field(default_factory=list)
 
 
-def comparison(title: str, rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
-    """Return the JSON-ready document: for each row its labels, each run's figures, and mean and std of each figure."""
+def comparison(title: str, rows: Sequence[Row], *, validation: Sequence[Row] = (), **facts: Any) -> dict[str, Any]:
+    """Return the JSON-ready document: for each row its labels, each run's figures, and mean and std of each figure.
+
+    `validation` are rows of the validation split, if there is one: a table of its own.
+    """
+    document = {"title": title, "rows": _summarised(rows), "validation": None, **facts}
+    if validation:
+        first = validation[0].runs[0]
+        names = {"split": first["split"], "split_hash": first["split_hash"]}
+        document["validation"] = {**names, "rows": _summarised(validation)}
+    return document
+
+
+def _summarised(rows: Sequence[Row]) -> list[dict[str, Any]]:
     lines = []
     for row in rows:
         means = {name: spread([run[name] for run in row.runs]) for name in FIGURES}
@@ -43,21 +58,14 @@ def comparison(title: str, rows: Sequence[Row], **facts: Any) -> dict[str, Any]:
                 "runs": row.runs,
             }
         )
-    return {"title": title, "rows": lines, **facts}
+    return lines
 
 
 def comparison_markdown(document: dict[str, Any]) -> str:
     """Return the table as Markdown, in percent, mean ± std where there are several runs."""
-    columns = list(document["rows"][0]["labels"])
-    lines = [f"### {document['title']}", ""]
-    lines.append("| " + " | ".join([*columns, *FIGURES.values()]) + " |")
-    lines.append("|" + "---|" * (len(columns) + len(FIGURES)))
-    for row in document["rows"]:
-        cells = [row["labels"][column] for column in columns]
-        cells += [cell(name, row["summary"][name]) for name in FIGURES]
-        lines.append("| " + " | ".join(cells) + " |")
-    runs = sorted({row["n"] for row in document["rows"]})
-    lines += ["", f"Percent, of the {document['split']} split; n = {', '.join(map(str, runs))}."]
+    lines = [f"### {document['title']}", "", *_table(document)]
+    if document.get("validation"):
+        lines += ["", *_table(document["validation"])]
     for difference in document.get("differences", []):
         parts = [
             f"{FIGURES.get(name, name.replace('_', ' '))} {100 * value['mean']:+.1f} "
@@ -69,17 +77,24 @@ def comparison_markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _table(part: dict[str, Any]) -> list[str]:
+    """Return the lines of one split's table, and what they are of."""
+    columns = list(part["rows"][0]["labels"])
+    lines = ["| " + " | ".join([*columns, *FIGURES.values()]) + " |", "|" + "---|" * (len(columns) + len(FIGURES))]
+    for row in part["rows"]:
+        cells = [row["labels"][column] for column in columns]
+        cells += [cell(name, row["summary"][name]) for name in FIGURES]
+        lines.append("| " + " | ".join(cells) + " |")
+    runs = ", ".join(map(str, sorted({row["n"] for row in part["rows"]})))
+    return [*lines, "", f"Percent, of the {part['split']} split ({part['split_hash'][:12]}); n = {runs}."]
+
+
 def comparison_html(document: dict[str, Any], figures: dict[str, str] | None = None) -> str:
     """Return the table as one HTML page; `figures` are data URLs of images, by caption."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = (resources.files("btm_core") / "comparison.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = page_environment()
     environment.filters["cell"] = lambda summary, name: cell(name, summary[name])
-    headings = FIGURES
-    return environment.from_string(template).render(
-        document=document, headings=headings, figures=figures or {}, percent=lambda value: f"{100 * value:+.1f}"
-    )
+    template = environment.get_template("comparison.html.j2")
+    return template.render(document=document, headings=FIGURES, figures=figures or {})
 
 
 def cell(name: str, summary: dict[str, Any] | None) -> str:

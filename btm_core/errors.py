@@ -6,12 +6,14 @@ The command line prints these without a traceback and exits with 2.
 from collections.abc import Sequence
 
 __all__ = [
+    "ArtifactError",
     "BTMError",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "NonFiniteLossError",
     "StoreError",
+    "StoreUnavailableError",
     "TrackingError",
     "some_of",
 ]
@@ -35,6 +37,14 @@ class CheckpointError(BTMError, ValueError):
 
 class StoreError(BTMError, OSError):
     """The artifact store cannot be used, or holds something other than what its manifest says."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer within its deadline; it may later."""
+
+
+class ArtifactError(StoreError):
+    """An artifact vanished, was replaced, or does not hold what its manifest says: running again makes it again."""
 
 
 class NonFiniteLossError(BTMError, ArithmeticError):

@@ -1,6 +1,7 @@
 """Losses for long-tailed classification, and mixup.
 
-B images a batch, C classes, n_c training images of class c; logits (B, C), targets (B,) int64.
+B images a batch, C classes, n_c training images of class c; logits (B, C), targets (B,) int64. What is made of the
+counts is kept in float64, and taken in the precision of the logits.
 """
 
 import math
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from btm_core.data.shares import Share
 from btm_core.errors import ConfigError
 
 __all__ = ["BalancedSoftmax", "GeometricMeanLoss", "LabelAwareSmoothing", "class_weights", "mixup"]
@@ -24,7 +26,7 @@ def _counts(class_counts: ArrayLike | Tensor) -> Tensor:
 
 
 def class_weights(class_counts: ArrayLike | Tensor, kind: Literal["none", "inverse", "effective"]) -> Tensor | None:
-    """Return weights (C,) with mean 1 for re-weighting a loss, None for no weights.
+    """Return weights (C,) float64 with mean 1 for re-weighting a loss, None for no weights.
 
     - inverse: proportional to 1 / n_c.
     - effective: proportional to (1 - beta) / (1 - beta ** n_c), beta = 0.999: the effective number of images (Cui et
@@ -34,7 +36,7 @@ def class_weights(class_counts: ArrayLike | Tensor, kind: Literal["none", "inver
         return None
     n = _counts(class_counts).clamp(min=1)
     weights = 1 / n if kind == "inverse" else (1 - 0.999) / (1 - 0.999**n)
-    return (weights / weights.mean()).float()
+    return weights / weights.mean()
 
 
 class LabelAwareSmoothing(nn.Module):
@@ -89,7 +91,7 @@ class LabelAwareSmoothing(nn.Module):
             weight = s**power
         else:
             raise ConfigError(f"label-aware smoothing: unknown shape {shape!r}")
-        self.register_buffer("epsilon", (tail + (head - tail) * weight).float())
+        self.register_buffer("epsilon", tail + (head - tail) * weight)
         self.register_buffer("weights", weights)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class BalancedSoftmax(nn.Module):
         counts = _counts(class_counts)
         if (counts == 0).any():
             raise ConfigError("balanced softmax needs at least one training image a class")
-        self.register_buffer("log_counts", (tau * counts.log()).float())
+        self.register_buffer("log_counts", tau * counts.log())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss, a scalar."""
@@ -144,7 +146,7 @@ class GeometricMeanLoss(nn.Module):
         if p <= 0:
             raise ConfigError(f"geometric mean loss: p must be above 0, found {p}")
         self.p = p
-        self.register_buffer("log_counts", _counts(class_counts).clamp(min=1e-12).log().float())
+        self.register_buffer("log_counts", _counts(class_counts).clamp(min=1e-12).log())
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the loss, a scalar."""
@@ -157,7 +159,9 @@ class GeometricMeanLoss(nn.Module):
         return terms.mean() if self.p == 1 else terms.pow(self.p).mean().pow(1 / self.p)
 
 
-def mixup(inputs: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+def mixup(
+    inputs: Tensor, alpha: float, generator: torch.Generator, share: Share | None = None
+) -> tuple[Tensor, Tensor, float]:
     """Mix each image with another of its batch (Zhang et al., ICLR 2018): lam * x_i + (1 - lam) * x_j.
 
     lam is one draw of Beta(alpha, alpha) a batch. Train on lam * loss(., y) + (1 - lam) * loss(., y[partner]).
@@ -165,6 +169,7 @@ def mixup(inputs: Tensor, alpha: float, generator: torch.Generator) -> tuple[Ten
     Arguments:
     - inputs: (B, ...) float.
     - alpha: above 0.
+    - share: which images of a batch these are; default: all. Partners are of the same share, lam is the batch's.
 
     Returns the mixed inputs, the partners' positions (B,), and lam.
     """
@@ -173,5 +178,8 @@ def mixup(inputs: Tensor, alpha: float, generator: torch.Generator) -> tuple[Ten
     gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=generator)
     total = float(gammas.sum())
     lam = float(gammas[0]) / total if total > 0 else 0.5
-    partner = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+    share = share or Share.everything(len(inputs))
+    partner = torch.randperm(share.whole, generator=generator)
+    inside = (partner >= share.start) & (partner < share.stop)  # in random order: a permutation of the share
+    partner = (partner[inside] - share.start).to(inputs.device)
     return lam * inputs + (1 - lam) * inputs[partner], partner, lam

@@ -6,20 +6,21 @@ result does not depend on the order they are named in, bit for bit; memory is ab
 
 import hashlib
 import json
-import math
 import struct
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-import fsspec
 import torch
 from torch import Tensor
 
 from btm_core.errors import CheckpointError, some_of
+from btm_core.storage import fetch_file, send_file
+from btm_core.tensor_files import read_header
+from btm_core.urls import refuse_credentials, without_credentials
 
 __all__ = ["merge"]
 
@@ -35,41 +36,25 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-HEADER_LIMIT = 100_000_000  # the format's own bound on its header, bytes
 
 
 class _Reader:
-    """Random access to the tensors of one safetensors file, local or remote.
-
-    Format: https://github.com/huggingface/safetensors#format.
-    """
+    """Random access to the tensors of one safetensors file, local or remote."""
 
     def __init__(self, url: str, file: BufferedIOBase):
         self.url, self._file = url, file
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > HEADER_LIMIT:
-                raise ValueError(f"header of {length} bytes")
-            header: dict[str, Any] = json.loads(file.read(length))
-            _check_header(header)
-        except (struct.error, ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{url} is not a safetensors file: {error}") from None
-        self._start = 8 + length
-        self.metadata: dict[str, str] = header.pop("__metadata__", {})
-        self.entries: dict[str, dict[str, Any]] = header
+        header = read_header(cast(BinaryIO, file), url)
+        self._start, self.metadata, self.entries = header.start, header.metadata, header.entries
 
     def tensor(self, name: str) -> Tensor:
         entry = self.entries[name]
-        first, last = entry["data_offsets"]
-        self._file.seek(self._start + first)
-        data = bytearray(self._file.read(last - first))
-        if len(data) != last - first:
+        self._file.seek(self._start + entry.first)
+        data = bytearray(self._file.read(entry.last - entry.first))
+        if len(data) != entry.last - entry.first:
             raise CheckpointError(f"{self.url} is truncated: tensor {name} is incomplete")
-        dtype = DTYPES[entry["dtype"]]
+        dtype = DTYPES[entry.dtype]
         return (
-            torch.frombuffer(data, dtype=dtype).reshape(entry["shape"])
-            if data
-            else torch.empty(entry["shape"], dtype=dtype)
+            torch.frombuffer(data, dtype=dtype).reshape(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
         )
 
     def digest(self) -> str:
@@ -103,9 +88,15 @@ def merge(
         raise CheckpointError(
             f"{len(inputs)} checkpoints need as many weights >= 0 with a sum above 0, found {weights}"
         )
+    try:
+        for url in (*inputs, output):
+            refuse_credentials(str(url))
+    except ValueError as error:
+        raise CheckpointError(f"{without_credentials(str(url))}: {error}") from None
     with ExitStack() as stack:
         try:
-            files = [stack.enter_context(fsspec.open(str(url), "rb")) for url in inputs]
+            near = [_bring_near(str(url), stack) for url in inputs]
+            files = [stack.enter_context(path.open("rb")) for path in near]
         except FileNotFoundError as error:
             raise CheckpointError(f"checkpoint not found: {error}") from None
         except OSError as error:
@@ -120,44 +111,38 @@ def merge(
             whole = Path(folder, "merged")
             _write(ranked, whole, metadata)
             try:
-                fs, target = fsspec.core.url_to_fs(str(output))
-                fs.put_file(str(whole), target)
+                send_file(whole, str(output))
             except OSError as error:
                 raise CheckpointError(f"{output} cannot be written: {error}") from None
 
 
+def _bring_near(url: str, stack: ExitStack) -> Path:
+    """Return a local file: the one that is named, or a copy of a remote one, deleted with `stack`."""
+    if "://" not in url:
+        return Path(url).expanduser()
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="btm-merge-")), "checkpoint")
+    fetch_file(url, copy)
+    return copy
+
+
 def _check_alike(readers: list[_Reader]) -> None:
     first = readers[0]
-    unknown = sorted({entry["dtype"] for entry in first.entries.values()} - set(DTYPES))
+    unknown = sorted({entry.dtype for entry in first.entries.values()} - set(DTYPES))
     if unknown:
         raise CheckpointError(f"{first.url} holds tensors of type {', '.join(unknown)}, which cannot be averaged")
     for other in readers[1:]:
         differences = sorted(set(first.entries) ^ set(other.entries))
         differences += [
-            f"{name}: {first.entries[name]['dtype']}{first.entries[name]['shape']} against "
-            f"{other.entries[name]['dtype']}{other.entries[name]['shape']}"
-            for name in first.entries
-            if name in other.entries
-            and any(first.entries[name][key] != other.entries[name][key] for key in ("dtype", "shape"))
+            f"{name}: {ours.dtype}{list(ours.shape)} against {theirs.dtype}{list(theirs.shape)}"
+            for name, ours in first.entries.items()
+            if (theirs := other.entries.get(name)) is not None
+            and (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape)
         ]
         if differences:
             raise CheckpointError(
                 f"{first.url} and {other.url} are not of one architecture; they differ in {len(differences)} tensors:\n"
                 f"{some_of(differences)}"
             )
-
-
-def _check_header(header: Any) -> None:
-    """Raise ValueError, KeyError or TypeError unless each tensor's bytes are as many as its type and shape say."""
-    if not isinstance(header, dict):
-        raise ValueError("its header is no mapping")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        first, last = entry["data_offsets"]
-        size = DTYPES[entry["dtype"]].itemsize if entry["dtype"] in DTYPES else None
-        if not 0 <= first <= last or (size is not None and last - first != size * math.prod(entry["shape"])):
-            raise ValueError(f"tensor {name} has offsets that do not fit its shape")
 
 
 def _folder_beside(output: str | Path) -> str | None:
@@ -176,7 +161,7 @@ def _shared_metadata(readers: list[_Reader]) -> dict[str, str]:
             continue
         try:
             documents = [json.loads(value) for value in values]
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if all(isinstance(document, dict) for document in documents):
             first, *others = documents
@@ -191,9 +176,10 @@ def _write(ranked: list[tuple[_Reader, float]], output: Path, metadata: dict[str
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for name in sorted(first.entries):
-        begin, end = first.entries[name]["data_offsets"]
-        header[name] = {**first.entries[name], "data_offsets": [offset, offset + end - begin]}
-        offset += end - begin
+        entry = first.entries[name]
+        end = offset + entry.last - entry.first
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
     with output.open("wb") as file:
@@ -206,8 +192,8 @@ def _write(ranked: list[tuple[_Reader, float]], output: Path, metadata: dict[str
 def _average(ranked: list[tuple[_Reader, float]], name: str) -> Tensor:
     """Read tensor `name` of one input after another, so that only one of them is in memory beside the sum."""
     entry = ranked[0][0].entries[name]
-    dtype = DTYPES[entry["dtype"]]
-    mean = torch.zeros(entry["shape"], dtype=torch.float64)
+    dtype = DTYPES[entry.dtype]
+    mean = torch.zeros(entry.shape, dtype=torch.float64)
     weight = 0.0
     for reader, share in ranked:
         if share > 0:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from btm_core.data.long_tail import FEW_BELOW, MANY_ABOVE
 from btm_core.errors import DataError
 
-__all__ = ["RecallReport", "confusions", "recall_report"]
+__all__ = ["RecallReport", "confusions", "recall_report", "shot_groups"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def recall_report(
     Arguments:
     - targets: (N,) true classes in [0, C).
     - predictions: (N,) predicted classes.
-    - train_counts: (C,) training images a class.
+    - train_counts: (C,) training images a class, those before a validation split was carved from them.
     - absent: a class without a target is an error, or is left out of every mean: its recall is then NaN, C is the
         number of classes present. A validation split carved from few images may lack classes.
 
@@ -74,9 +74,9 @@ def recall_report(
     recall, counts = everywhere[total > 0], counts[total > 0]
     floored = np.where(recall == 0, floor, recall)
 
-    def group(members: NDArray[np.bool_]) -> float | None:
-        return float(recall[members].mean()) if members.any() else None
-
+    groups = {
+        name: float(recall[members].mean()) if members.any() else None for name, members in shot_groups(counts).items()
+    }
     return RecallReport(
         recall=everywhere,
         h_mean=float(len(recall) / (1 / floored).sum()),
@@ -85,10 +85,17 @@ def recall_report(
         accuracy=float((y == p).mean()),
         mean_recall=float(recall.mean()),
         zero_recall_classes=int((recall == 0).sum()),
-        many=group(counts > MANY_ABOVE),
-        medium=group((counts >= FEW_BELOW) & (counts <= MANY_ABOVE)),
-        few=group(counts < FEW_BELOW),
+        many=groups["many"],
+        medium=groups["medium"],
+        few=groups["few"],
     )
+
+
+def shot_groups(train_counts: ArrayLike) -> dict[str, NDArray[np.bool_]]:
+    """Return which classes are many, medium and few: masks (C,) of training counts (C,)."""
+    counts = np.asarray(train_counts)
+    many, few = counts > MANY_ABOVE, counts < FEW_BELOW
+    return {"many": many, "medium": ~(many | few), "few": few}
 
 
 def confusions(targets: ArrayLike, predictions: ArrayLike, true_class: int, top: int = 3) -> list[tuple[int, int]]:

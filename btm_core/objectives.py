@@ -5,12 +5,13 @@ B images a batch, K channels, S pixels a side, C classes.
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from btm_core.data.shares import Share
 from btm_core.losses import mixup
 from btm_core.models import Classifier, trainable_modules
 
@@ -21,17 +22,21 @@ Groups = list[tuple[Iterable[nn.Parameter], float]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images x (B, K, S, S) float with labels y (B,), further views of the same images, and a second stream's batch."""
+    """Images x (B, K, S, S) float with labels y (B,), further views of the same images, and a second stream's batch.
+
+    `share` says what part of a larger batch this is, where several processes train together.
+    """
 
     x: Tensor
     y: Tensor
     views: tuple[Tensor, ...] = ()
     companion: "Batch | None" = None
+    share: Share | None = None
 
     def map_inputs(self, function: Any) -> "Batch":
         """Return the batch with `function` applied to all inputs."""
         companion = None if self.companion is None else self.companion.map_inputs(function)
-        return Batch(function(self.x), self.y, tuple(map(function, self.views)), companion)
+        return replace(self, x=function(self.x), views=tuple(map(function, self.views)), companion=companion)
 
 
 class Objective(nn.Module):
@@ -108,7 +113,7 @@ class Supervised(Objective):
         if self.mixup_alpha == 0:
             plain: Tensor = self.loss(self.run(self.network, batch.x), batch.y)
             return plain
-        x, partner, lam = mixup(batch.x, self.mixup_alpha, draws)
+        x, partner, lam = mixup(batch.x, self.mixup_alpha, draws, batch.share)
         logits = self.run(self.network, x)
         mixed: Tensor = lam * self.loss(logits, batch.y) + (1 - lam) * self.loss(logits, batch.y[partner])
         return mixed

@@ -146,7 +146,7 @@ def _loss(config: PostTrainConfig, train_counts: ArrayLike) -> nn.Module:
     weights = class_weights(train_counts, config.reweight)
     if config.method == "mislas":
         return LabelAwareSmoothing(train_counts, config.smoothing_head, config.smoothing_tail, weights=weights)
-    return nn.CrossEntropyLoss(weight=weights)
+    return nn.CrossEntropyLoss(weight=None if weights is None else weights.float())
 
 
 def _order(sampler: str, data: LabelledImages, config: PostTrainConfig, *seed: int | str) -> Order:

@@ -3,17 +3,15 @@
 C classes; models are listed in the order of the paper's Table 12.
 """
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from btm_core.metrics import RecallReport, confusions
+from btm_core.pages import inline, png, render_page
 
 __all__ = ["ModelResult", "build_report", "render_html"]
 
@@ -115,21 +113,14 @@ def figures(report: dict[str, Any]) -> dict[str, bytes]:
     pairs = {"balanced_training": (first, names["merge"]), "final": (report["compared_with"], final)}
     images = {}
     for key, (before, after) in pairs.items():
-        buffer = io.BytesIO()
-        figure = recall_by_frequency(recall[before], recall[after], counts, before, after)
-        figure.savefig(buffer, format="png", dpi=150)
-        images[key] = buffer.getvalue()
+        images[key] = png(recall_by_frequency(recall[before], recall[after], counts, before, after))
     return images
 
 
 def render_html(report: dict[str, Any], images: dict[str, bytes]) -> str:
     """Return the report as one HTML page that needs nothing beside it."""
     import yaml
-    from jinja2 import Environment, StrictUndefined
 
-    template = (resources.files("btm_core") / "report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda value: "n/a" if value is None else f"{100 * value:.1f}"
-    inline = {key: f"data:image/png;base64,{base64.b64encode(data).decode()}" for key, data in images.items()}
+    inlined = {key: inline(data) for key, data in images.items()}
     config = yaml.safe_dump(report["experiment"], sort_keys=False, default_flow_style=None)
-    return environment.from_string(template).render(**report, figures=inline, config=config)
+    return render_page("report.html.j2", **report, figures=inlined, config=config)

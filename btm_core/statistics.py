@@ -3,7 +3,8 @@
 M models, N test images, C classes, R resamplings.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 from btm_core.errors import DataError
 from btm_core.seeding import numpy_generator
 
-__all__ = ["Difference", "Spread", "paired_differences", "resampled_recall", "spread"]
+__all__ = [
+    "WORST_SHARE",
+    "Difference",
+    "Spread",
+    "class_differences",
+    "paired_differences",
+    "resampled_recall",
+    "spread",
+    "worst_mean",
+]
+
+WORST_SHARE = 0.05
+"""Of the classes, those with the lowest recall of a model: their mean is its `worst_mean`."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +90,102 @@ def resampled_recall(
 
 
 def paired_differences(
-    targets: ArrayLike, first: ArrayLike, second: ArrayLike, resamplings: int = 1000, seed: int = 0, floor: float = 1e-3
+    targets: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    resamplings: int = 1000,
+    seed: int = 0,
+    floor: float = 1e-3,
+    confidence: float = 0.95,
+    worst_share: float = WORST_SHARE,
+    groups: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> dict[str, Difference]:
     """Compare two ways of training, run by run: second minus first, averaged over the runs, for each summary of recall.
 
-    The interval is the central 95 % over resampled test images. It says how much of the difference the choice of test
-    images may explain; that between runs is in `spread`.
+    The interval is the central one of `confidence` over resampled test images. It says how much of the difference the
+    choice of test images may explain; that between runs is in `spread`. Besides the figures of
+    `btm_core.metrics.RecallReport` there is `worst_mean`, the mean recall of each model's own worst classes.
 
     Arguments:
     - targets: (N,); first, second: predictions (S, N) of S runs each, paired by position.
+    - worst_share: share of the classes that `worst_mean` is of, at least one class.
+    - groups: masks (C,) of classes, by name: their mean recall is one more figure, unless there are none.
     """
+    y, a, both = _paired(targets, first, second)
+    weights = np.bincount(y) / len(y)
+    members = {name: mask for name, mask in (groups or {}).items() if mask.any()}
+    measured = _summaries(_recall(y, both)[None], weights, floor, worst_share, members)
+    drawn = _summaries(resampled_recall(y, both, resamplings, seed), weights, floor, worst_share, members)
+    return {
+        name: _difference(
+            (measured[name][0, len(a) :] - measured[name][0, : len(a)]).mean(),
+            (values[:, len(a) :] - values[:, : len(a)]).mean(1),
+            confidence,
+        )
+        for name, values in drawn.items()
+    }
+
+
+def class_differences(
+    targets: ArrayLike,
+    first: ArrayLike,
+    second: ArrayLike,
+    resamplings: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> list[Difference]:
+    """Compare the recall of each class as `paired_differences` does; returns C differences, second minus first.
+
+    With few images a class the intervals are wide, and some of C miss by chance: they inform, they prove little.
+    """
+    y, a, both = _paired(targets, first, second)
+    measured = _recall(y, both)
+    drawn = resampled_recall(y, both, resamplings, seed)
+    mean = (measured[len(a) :] - measured[: len(a)]).mean(0)
+    change = (drawn[:, len(a) :] - drawn[:, : len(a)]).mean(1)
+    return [_difference(mean[c], change[:, c], confidence) for c in range(len(mean))]
+
+
+def worst_mean(recall: NDArray[np.float64], share: float = WORST_SHARE) -> NDArray[np.float64]:
+    """Return the mean (...) of the lowest of recalls (..., C): of a share of the classes, and of at least one."""
+    worst = max(1, math.ceil(share * recall.shape[-1]))
+    lowest: NDArray[np.float64] = np.partition(recall, worst - 1, axis=-1)[..., :worst].mean(-1)
+    return lowest
+
+
+def _paired(targets: ArrayLike, first: ArrayLike, second: ArrayLike) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return targets (N,), predictions (S, N) of the first way, and (2 S, N) of both."""
     a, b = np.atleast_2d(np.asarray(first)), np.atleast_2d(np.asarray(second))
     if a.shape != b.shape:
         raise DataError(f"runs are compared in pairs, found {a.shape} and {b.shape} predictions")
-    y = np.asarray(targets)
-    both = np.concatenate([a, b])
-    seen = np.stack([[(row[y == c] == c).mean() for c in range(int(y.max()) + 1)] for row in both])
-    measured = _summaries(seen[None], floor)
-    drawn = _summaries(resampled_recall(y, both, resamplings, seed), floor)
-    differences = {}
-    for name, values in drawn.items():
-        change = (values[:, len(a) :] - values[:, : len(a)]).mean(1)
-        low, high = np.quantile(change, [0.025, 0.975])
-        mean = (measured[name][:, len(a) :] - measured[name][:, : len(a)]).mean()
-        differences[name] = Difference(float(mean), float(low), float(high))
-    return differences
+    return np.asarray(targets), a, np.concatenate([a, b])
 
 
-def _summaries(recall: NDArray[np.float64], floor: float) -> dict[str, NDArray[Any]]:
-    """Return summaries (R, M) of recall (R, M, C); see `btm_core.metrics.recall_report`."""
+def _recall(y: NDArray[Any], predictions: NDArray[Any]) -> NDArray[np.float64]:
+    """Return recall (M, C) of predictions (M, N)."""
+    return np.stack([np.bincount(y[row == y], minlength=y.max() + 1) / np.bincount(y) for row in predictions])
+
+
+def _difference(mean: float, drawn: NDArray[np.float64], confidence: float) -> Difference:
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Difference(float(mean), float(low), float(high))
+
+
+def _summaries(
+    recall: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    floor: float,
+    worst_share: float,
+    groups: Mapping[str, NDArray[np.bool_]],
+) -> dict[str, NDArray[Any]]:
+    """Return summaries (R, M) of recall (R, M, C), as `btm_core.metrics.recall_report`; weights (C,) make accuracy."""
     floored = np.where(recall == 0, floor, recall)
     return {
         "h_mean": recall.shape[-1] / (1 / floored).sum(-1),
         "g_mean": np.exp(np.log(floored).mean(-1)),
         "lowest_recall": recall.min(-1),
+        "worst_mean": worst_mean(recall, worst_share),
         "mean_recall": recall.mean(-1),
+        "accuracy": recall @ weights,
+        **{name: recall[..., members].mean(-1) for name, members in groups.items()},
     }

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from btm_core.config import TrainConfig
-from btm_core.data.dataset import LabelledImages
+from btm_core.data.dataset import LabelledImages, in_batches
+from btm_core.distributed import Group
 from btm_core.errors import NonFiniteLossError
 from btm_core.models import Classifier
 from btm_core.objectives import Batch, Objective, part_objective
@@ -57,6 +58,8 @@ class Trainer:
     - data: training images; `order` gives the positions of each epoch, (M,).
     - seed: names the randomness of this stage.
     - companion: the order of a second stream, as long as the first, for objectives that look at two at once.
+    - group: the processes that train together, each with its share of every batch. The objective's loss must be a mean
+      over images, of their standard views: `btm_core.config.methods` says which methods' are.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class Trainer:
         order: Order | None = None,
         companion: Order | None = None,
         device: torch.device | None = None,
+        group: Group | None = None,
     ):
-        self.device = device or torch.device("cpu")
+        self.device, self.group = device or torch.device("cpu"), group
         self.objective = objective.to(self.device)
         self.data, self.config, self.seed = data, config, seed
         self.order, self.companion = order or shuffled(len(data), *seed), companion
@@ -82,9 +86,12 @@ class Trainer:
             for parameter in parameters:
                 parameter.requires_grad_(True)
         self.optimizer = optimizer(named, config)
+        self.loss_of: nn.Module = objective if group is None else group.wrap(objective)
         self.epoch = 0
 
     def __iter__(self) -> Iterator[EpochRecord]:
+        if self.group is not None:
+            self.group.check_equal("the epochs done", self.epoch)
         while self.epoch < self.config.epochs:
             yield self._train_epoch()
 
@@ -99,9 +106,9 @@ class Trainer:
         total, images = torch.zeros((), device=self.device, dtype=torch.float64), 0
         for batch in self._batches():
             loss = self._step(batch, draws)
-            total += loss * len(batch.y)
-            images += len(batch.y)
-        mean = float(total) / images
+            total += loss * (len(batch.y) if batch.share is None else batch.share.weight)
+            images += len(batch.y) if batch.share is None else batch.share.whole
+        mean = float(total if self.group is None else self.group.total(total)) / images
         self.epoch += 1
         if not math.isfinite(mean):
             raise NonFiniteLossError(
@@ -114,6 +121,9 @@ class Trainer:
         """Yield the epoch's batches, with those of the second stream beside them."""
         size, views = self.config.batch_size, self.objective.views
         seed = (*self.seed, self.epoch)
+        if self.group is not None:
+            yield from self._shares(self.group)
+            return
         batches = self.data.train_batches(self.order(self.epoch), size, self.device, *seed, views=views)
         if self.companion is None:
             for (x, *others), y in batches:
@@ -123,13 +133,24 @@ class Trainer:
         for ((x, *others), y), ((second,), labels) in zip(batches, seconds, strict=True):
             yield Batch(x, y, tuple(others), Batch(second, labels))
 
+    def _shares(self, group: Group) -> Iterator[Batch]:
+        """Yield this process's share of each of the epoch's batches."""
+        size, order = self.config.batch_size, self.order(self.epoch)
+        seed = (*self.seed, self.epoch)
+        batches = self.data.train_batches(order, size, self.device, *seed, share=group.share)
+        for positions, ((x,), y) in zip(in_batches(order, size), batches, strict=True):
+            yield Batch(x, y, share=group.share(len(positions)))
+
     def _step(self, batch: Batch, draws: torch.Generator) -> Tensor:
         """One step of the optimizer; returns the loss, a detached scalar."""
         if self.objective.precision == "bfloat16":
             batch = batch.map_inputs(lambda x: x.contiguous(memory_format=torch.channels_last))
-        loss: Tensor = self.objective(batch, draws)
+        loss: Tensor = self.loss_of(batch, draws)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # DistributedDataParallel takes the plain mean over processes: each counts by its images instead.
+        share = batch.share
+        weighed = loss if share is None or self.group is None else loss * (share.weight * self.group.size / share.whole)
+        weighed.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
 

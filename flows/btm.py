@@ -1,19 +1,27 @@
 """Balanced Training and Merging: Algorithm 1 of the paper as a Prefect flow."""
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import fsspec
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from btm_core.config import ExperimentConfig
 from btm_core.errors import CheckpointError
-from btm_core.storage import Artifact
-from flows.environment import guard_server, keep_stopping_at_once
-from flows.work import do, each, together
+from btm_core.storage import Artifact, file_digest_at
+from flows.environment import guard_server
+from flows.flow_run import (
+    ended,
+    in_prefect_log,
+    own_run_id,
+    prefect_link,
+    run_name,
+    show_in_prefect,
+    worker_settings,
+)
+from flows.preflight import preflight
+from flows.stopping import stop_at_once
+from flows.work import do, each, join, mended, together
 from tasks.data import prepare_data
 from tasks.evaluate import Evaluate
 from tasks.finetune import Finetune
@@ -28,23 +36,37 @@ from tasks.step import Step
 __all__ = ["FLOW_OPTIONS", "Trained", "algorithm", "btm", "shared_inputs"]
 
 FLOW_OPTIONS: dict[str, Any] = {
-    "flow_run_name": "{run_id}",
+    "flow_run_name": run_name,
     # Threads wait for worker processes; how many of those run at a time is the engine's to decide.
     "task_runner": ThreadPoolTaskRunner(max_workers=64),
     "persist_result": False,
-    "on_running": [guard_server, keep_stopping_at_once],
+    "on_running": [guard_server, stop_at_once],
 }
 
 
 @flow(name="btm", **FLOW_OPTIONS)
-def btm(experiment: ExperimentConfig, settings: RuntimeSettings, run_id: str) -> dict[str, Any]:
-    """Run Algorithm 1, evaluate every model on the way, and report. Returns what `btm run --json` prints."""
-    with Run(experiment, settings, run_id) as run:
-        trained = algorithm(experiment, settings)
-        tested = evaluated(experiment, settings, trained, "test")
-        has_validation = experiment.data.validation or experiment.data.validation_per_class
-        validated = evaluated(experiment, settings, trained, "validation") if has_validation else []
-        return run.finish(trained.data, trained.subsets[0], tested, validated)
+def btm(
+    experiment: ExperimentConfig, settings: RuntimeSettings | None = None, run_id: str | None = None
+) -> dict[str, Any]:
+    """Run Algorithm 1, evaluate every model on the way, and report. Returns what `btm run --json` prints.
+
+    A deployment gives the experiment alone: settings are then those of the worker's environment.
+    """
+    if settings is None:
+        settings = worker_settings()
+        preflight(experiment, settings)
+    with in_prefect_log(), Run(experiment, settings, run_id or own_run_id(), prefect_link()) as run:
+
+        def attempt() -> dict[str, Any]:
+            trained = algorithm(experiment, settings)
+            tested = evaluated(experiment, settings, trained, "test")
+            has_validation = experiment.data.validation or experiment.data.validation_per_class
+            validated = evaluated(experiment, settings, trained, "validation") if has_validation else []
+            return run.finish(trained.data, trained.subsets[0], tested, validated, trained.lost)
+
+        result = mended(attempt)
+        show_in_prefect(result)
+        return ended(result, len(run.steps))  # type: ignore[return-value]  # Prefect hands the state's data on
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,10 @@ class Trained:
     stage1: Artifact
     base: Artifact
     subsets: list[Artifact]
-    ingredients: list[Artifact]
+    ingredients: dict[int, Artifact]
+    """By number of the subset."""
+    lost: dict[int, str]
+    """Why there is no ingredient of a subset, where `finetune.quorum` went on without it."""
     soup: Artifact
     final: Artifact
     baseline: Artifact | None
@@ -66,7 +91,7 @@ class Trained:
         models = [("stage 1", "pretrain", self.stage1)]
         models += [("stage 1 + post-train", "baseline", self.baseline)] if self.baseline is not None else []
         models += [("stage 1 + FC", "fc", self.base)] if self.base.stage == "fc" else []
-        models += [(f"ingredient {i:02d}", "finetune", model) for i, model in enumerate(self.ingredients)]
+        models += [(f"ingredient {i:02d}", "finetune", model) for i, model in self.ingredients.items()]
         models += [("soup", "merge", self.soup)]
         return models + ([("final", "post_train", self.final)] if self.final != self.soup else [])
 
@@ -88,13 +113,11 @@ def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings) -> Traine
     # 3. BTM: fine-tune the whole network on each, and average the weights.
     after = experiment.finetune.start == "post_trained"  # Table 8: no better, but one may want to see it
     start = do(post_train_step(experiment, base, shared), settings) if after else base
-    ingredients = each(
-        [
-            Finetune(base=start, subset=subset, index=index, config=experiment.finetune, **shared)
-            for index, subset in enumerate(subsets)
-        ],
-        settings,
-    )
+    finetunes = [
+        Finetune(base=start, subset=subset, index=index, config=experiment.finetune, **shared)
+        for index, subset in enumerate(subsets)
+    ]
+    ingredients, lost = join(finetunes, settings, experiment.finetune.quorum)
     soup = do(merge_step(experiment, ingredients, subsets, data), settings)
 
     # 4. Post-train the head; and, to compare with, that of stage 1 without BTM.
@@ -102,7 +125,7 @@ def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings) -> Traine
     heads = each([post_train_step(experiment, model, shared) for model in starts], settings)
     final = soup if after else heads[0]
     baseline = heads[-1] if experiment.evaluation.baseline else None
-    return Trained(data, stage1, base, subsets, ingredients, soup, final, baseline)
+    return Trained(data, stage1, base, subsets, ingredients, lost, soup, final, baseline)
 
 
 def evaluated(
@@ -138,14 +161,14 @@ def stage1_step(experiment: ExperimentConfig, shared: dict[str, Any]) -> Step:
 
 
 def merge_step(
-    experiment: ExperimentConfig, ingredients: list[Artifact], subsets: list[Artifact], data: Artifact
+    experiment: ExperimentConfig, ingredients: dict[int, Artifact], subsets: list[Artifact], data: Artifact
 ) -> Step:
     """Return the step that merges: 1 / N_D each, or by a criterion that is not the test split (Table 6)."""
     if experiment.merge.strategy == "uniform":
-        return Merge(ingredients=tuple(ingredients))
+        return Merge(ingredients=tuple(ingredients.values()))
     return ChosenMerge(
-        ingredients=tuple(ingredients),
-        subsets=tuple(subsets),
+        ingredients=tuple(ingredients.values()),
+        subsets=tuple(subsets[index] for index in ingredients),
         config=experiment.merge,
         data=data,
         view=experiment.data.input,
@@ -161,7 +184,6 @@ def post_train_step(experiment: ExperimentConfig, base: Artifact, shared: dict[s
 def file_sha256(key: str, url: str) -> str:
     """Return the sha256 of the local or remote file that configuration key `key` names."""
     try:
-        with fsspec.open(str(Path(url).expanduser()) if "://" not in url else url, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest_at(url)[0]
     except OSError as error:
         raise CheckpointError(f"{key} {url} cannot be read: {error}") from None

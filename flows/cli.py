@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from btm_core.errors import BTMError
+from btm_core.urls import without_credentials
+from flows.compare_command import compare
+from flows.deploy_command import deploy
 from flows.import_checkpoint import import_checkpoint
+from flows.promote_command import promote, register
+from flows.stack.commands import down, status, up
+from flows.store.commands import store_app
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
@@ -34,7 +40,7 @@ Overrides = Annotated[
 
 Experiment = Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")]
 StoreUrl = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder, file:// or s3:// URL.")]
-Engine = Annotated[str | None, typer.Option(help="Where fine-tunes run: local.")]
+Engine = Annotated[str | None, typer.Option(help="Where stages run: local, ray or workpool.")]
 Workers = Annotated[int | None, typer.Option(help="Fine-tunes at a time; default: GPUs, or cores.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")]
@@ -42,6 +48,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 ABLATION_NAMES = ("merging", "subsets", "training", "gml", "models", "interpolation")
 
 app.command(name="import-checkpoint")(import_checkpoint)
+for _command in (compare, register, promote, up, down, status, deploy):
+    app.command()(_command)
+app.add_typer(store_app, name="store")
 
 
 @app.callback(invoke_without_command=True)
@@ -77,8 +86,8 @@ def run(
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
 
     def call(config: "ExperimentConfig", settings: "RuntimeSettings", run_id: str) -> dict[str, Any]:
+        from flows.ablations import repeat
         from flows.btm import btm
-        from flows.compare import repeat
 
         return btm(config, settings, run_id) if repeats == 1 else repeat(config, settings, run_id, repeats)
 
@@ -118,11 +127,11 @@ def ablate(
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
 
     def call(config: "ExperimentConfig", settings: "RuntimeSettings", run_id: str) -> dict[str, Any]:
-        from flows import compare
+        from flows import ablations
 
         if name == "interpolation":
-            return compare.interpolate(config, settings, run_id)
-        return compare.ablate(config, settings, run_id, name, repeats)
+            return ablations.interpolate(config, settings, run_id)
+        return ablations.ablate(config, settings, run_id, name, repeats)
 
     result = run_flow(name, experiment, overrides or (), flags, verbose, call)
     if as_json:
@@ -139,14 +148,15 @@ def presets(as_json: Json = False) -> None:
     rows = []
     for name in preset_names():
         config = load_experiment(name)
-        facts = {"hardware": config.hardware, "published": config.published, "command": f"btm run {name}"}
+        command = f"btm run {name}" + " --set pretrain.initial=FILE" * config.pretrain.needs_trained_backbone
+        facts = {"hardware": config.hardware, "published": config.published, "command": command}
         rows.append({"name": name, "source": config.source, **facts})
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
         print(f"{row['name']:<24} {row['source']}")
-    print("\nRun one with: btm run NAME")
+    print("\nRun one with: btm run NAME; --json tells hardware, hours, published figures and what else a command needs")
 
 
 @app.command()
@@ -169,17 +179,17 @@ def main() -> NoReturn:
     try:
         app(standalone_mode=True)
     except BTMError as error:
-        print(f"btm: {error}", file=sys.stderr)
+        print(f"btm: {without_credentials(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("btm: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        from tasks.execution import WorkerError
+        from tasks.engines.pool import WorkerError
 
         if not isinstance(error, WorkerError):
             raise
-        print(f"btm: {error}\nThe same command goes on where it stopped.", file=sys.stderr)
+        print(f"btm: {without_credentials(str(error))}\nThe same command goes on where it stopped.", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
 

@@ -6,15 +6,15 @@ Prefect reads its settings when it is imported, so `prepare_prefect` must run be
 
 import logging
 import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-__all__ = ["guard_server", "keep_stopping_at_once", "prepare_prefect", "stop_at_once_on_signals"]
+from btm_core.errors import ConfigError
+from tasks.settings import RuntimeSettings
+
+__all__ = ["check_server", "guard_server", "prepare_prefect"]
 
 # Waits for its parent to die, then ends the process named on its command line, if that is still the same one.
 GUARD = """
@@ -38,6 +38,7 @@ def prepare_prefect(home: Path, verbose: bool = False) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "btm_core,tasks",  # so that its UI shows what they log
         # Failures are told once, by the command line; Prefect's tracebacks stay in its own log.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO" if verbose else "CRITICAL",
     }
@@ -46,6 +47,34 @@ def prepare_prefect(home: Path, verbose: bool = False) -> None:
     if not verbose:
         # The ephemeral server reports its start by printing through this logger.
         logging.getLogger("prefect").setLevel(logging.CRITICAL)
+
+
+def check_server(settings: RuntimeSettings) -> None:
+    """Find out that the Prefect server is not there, or does not know the work pool, before anything is started."""
+    from prefect import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import get_current_settings
+
+    url = get_current_settings().api.url
+    pool = settings.work_pool
+    if not url:
+        if settings.engine == "workpool":
+            raise ConfigError(
+                "engine workpool needs a Prefect server with workers: set PREFECT_API_URL, or start one here with "
+                "btm up --workers 2"
+            )
+        return
+    with get_client(sync_client=True) as client:
+        if (problem := client.api_healthcheck()) is not None:
+            raise ConfigError(f"the Prefect server at {url} (PREFECT_API_URL) cannot be reached: {problem!r}")
+        if settings.engine == "workpool":
+            try:
+                client.read_deployment_by_name(f"btm-step/{pool}")
+            except ObjectNotFound:
+                raise ConfigError(
+                    f"the Prefect server at {url} knows no work pool {pool} of BTM's; register it with: "
+                    f"btm deploy --pool {pool}"
+                ) from None
 
 
 def guard_server(flow: Any, flow_run: Any, state: Any) -> None:
@@ -66,26 +95,3 @@ def guard_server(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 _guards: list["subprocess.Popen[bytes]"] = []
-
-
-def stop_at_once_on_signals() -> None:
-    """On Ctrl-C and SIGTERM, end at once: Prefect would wait for its tasks.
-
-    Workers and Prefect's server end when their parent does. Artifacts are whole or absent, always.
-    """
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-
-
-def keep_stopping_at_once(flow: Any, flow_run: Any, state: Any) -> None:
-    """Do so within a flow too: Prefect puts its own handler of SIGTERM in place when a flow starts.
-
-    A hook of a flow's start. A flow that the command line did not start keeps Prefect's handler.
-    """
-    if signal.getsignal(signal.SIGINT) is _stop and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    print("\nbtm: stopped; the same command goes on where it stopped", file=sys.stderr, flush=True)
-    os._exit(128 + number)

@@ -1,6 +1,8 @@
 """`btm import-checkpoint`: a checkpoint of another system becomes a file that `pretrain.checkpoint` takes."""
 
 import json
+import os
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,11 @@ import typer
 from btm_core.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from btm_core.checkpoints import CheckpointMetadata
     from btm_core.config import ExperimentConfig
     from btm_core.data import Catalog
     from btm_core.importing import Imported, Probe
@@ -25,6 +32,7 @@ def import_checkpoint(
     ] = None,
     backbone: Annotated[str | None, typer.Option(help="The architecture; recognised by default.")] = None,
     backbone_only: Annotated[bool, typer.Option(help="Leave the head aside, for pretrain.initial.")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="Take the averaged weights beside the others.")] = False,
     drop: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave tensors aside by name.")] = None,
     classes: Annotated[Path | None, typer.Option(help="One class name a line, in the checkpoint's order.")] = None,
     sorted_by_count: Annotated[
@@ -41,12 +49,11 @@ def import_checkpoint(
     No code in it is run, and a part that does not fit is an error. With --data it is evaluated on some test images.
     """
     from btm_core import importing
-    from btm_core.checkpoints import METADATA_KEY, save_tensors
     from btm_core.config import load_experiment
     from btm_core.data import scan
 
     imported = importing.import_checkpoint(
-        source, family=family, backbone=backbone, backbone_only=backbone_only, drop=drop or ()
+        source, family=family, backbone=backbone, backbone_only=backbone_only, ema=ema, drop=drop or ()
     )
     experiment = load_experiment(data, overrides or ()) if data is not None else None
     catalog = scan(experiment.data) if experiment is not None else None
@@ -55,25 +62,61 @@ def import_checkpoint(
     if order is not None:
         for name in ("head.weight", "head.bias"):
             tensors[name] = tensors[name][order]
-    metadata = (
-        {}
-        if catalog is None or experiment is None or imported.num_classes is None
-        else {METADATA_KEY: _metadata(imported, experiment, catalog, source)}
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, output, metadata)
-    result = None
-    if experiment is not None and catalog is not None and imported.num_classes is not None:
-        result = _probe(imported, experiment, catalog, output)
+    metadata = _metadata(imported, experiment, catalog, order, source)
+
+    def proof(file: Path) -> "Probe | None":
+        if experiment is None or catalog is None or imported.num_classes is None:
+            return None
+        return _probe(imported, experiment, catalog, file)
+
+    result = _write(tensors, metadata, output, proof)
     if as_json:
         print(json.dumps(_document(imported, output, result), indent=1))
     else:
         _print(imported, output, result, order is not None)
 
 
+def _write(
+    tensors: "dict[str, Tensor]",
+    metadata: "CheckpointMetadata | None",
+    output: Path,
+    proof: "Callable[[Path], Probe | None]",
+) -> "Probe | None":
+    """Write the file and return its proof; under its own name only after the proof went through."""
+    from btm_core.checkpoints import METADATA_KEY, save_tensors
+
+    partial = output.parent / f".{output.name}.{os.getpid()}.partial"
+    header = {METADATA_KEY: metadata.model_dump_json()} if metadata is not None else None
+    try:
+        with _as_checkpoint_error(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(tensors, partial, header)
+        result = proof(partial)
+        with _as_checkpoint_error(output):
+            partial.replace(output)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return result
+
+
+@contextmanager
+def _as_checkpoint_error(output: Path) -> "Iterator[None]":
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{output} cannot be written: {error}") from None
+
+
 def _order(imported: "Imported", catalog: "Catalog | None", classes: Path | None, by_count: bool) -> list[int] | None:
-    """Return for each class of the data its row of the head, None if they are in the same order already."""
-    if classes is None and not by_count:
+    """Return for each class of the data its row of the head, None if they are in the same order already.
+
+    A checkpoint of this project names its classes itself.
+    """
+    own = imported.metadata.class_names if imported.metadata is not None else None
+    if classes is None and not by_count and (own is None or catalog is None):
         return None
     if catalog is None or imported.num_classes is None:
         raise CheckpointError(
@@ -82,30 +125,56 @@ def _order(imported: "Imported", catalog: "Catalog | None", classes: Path | None
     if by_count:
         from btm_core.importing.probe import sorted_by_count
 
-        theirs = sorted_by_count(catalog.train_counts).tolist()
+        theirs = sorted_by_count(catalog.uncarved_counts).tolist()
     else:
-        assert classes is not None
-        names = [line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()]
-        unknown = sorted(set(names) ^ set(catalog.class_names))
-        if unknown or len(names) != catalog.num_classes:
-            raise CheckpointError(f"{classes} and the data set do not have the same classes: {', '.join(unknown[:5])}")
+        names = own if classes is None else _lines(classes)
+        unknown = sorted(set(names or ()) ^ set(catalog.class_names))
+        if names is None or unknown or len(names) != catalog.num_classes:
+            raise CheckpointError(
+                f"{classes or 'the checkpoint'} and the data set do not have the same classes: {', '.join(unknown[:5])}"
+            )
         theirs = [catalog.class_names.index(name) for name in names]
     if len(theirs) != imported.num_classes:
         raise CheckpointError(f"the checkpoint has {imported.num_classes} classes, the data set {len(theirs)}")
     rows = [0] * len(theirs)
     for row, c in enumerate(theirs):
         rows[c] = row
-    return rows
+    return None if rows == sorted(rows) else rows
 
 
-def _metadata(imported: "Imported", experiment: "ExperimentConfig", catalog: "Catalog", source: Path) -> str:
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _metadata(
+    imported: "Imported",
+    experiment: "ExperimentConfig | None",
+    catalog: "Catalog | None",
+    order: list[int] | None,
+    source: Path,
+) -> "CheckpointMetadata | None":
+    """Return what the new file says of itself: what a checkpoint of ours said, else what the experiment's data say."""
     from btm_core.checkpoints import CheckpointMetadata
     from btm_core.storage import file_digest
 
-    if imported.num_classes != catalog.num_classes:
+    if imported.num_classes is None:
+        return None
+    if catalog is not None and experiment is not None and imported.num_classes != catalog.num_classes:
         raise CheckpointError(
             f"the checkpoint has {imported.num_classes} classes, that of {experiment.name} {catalog.num_classes}"
         )
+    made: dict[str, Any] = {
+        "stage": "import",
+        "lineage": {"checkpoint": file_digest(source)[0], "family": imported.family},
+    }
+    own = imported.metadata
+    if own is not None:
+        rows = order if order is not None else range(len(own.class_names))
+        counts = tuple(own.train_counts[row] for row in rows)
+        names = catalog.class_names if order is not None and catalog is not None else own.class_names
+        return own.model_copy(update={**made, "class_names": names, "train_counts": counts})
+    if catalog is None or experiment is None:
+        return None
     view = experiment.data.input
     return CheckpointMetadata(
         backbone=imported.backbone,
@@ -115,9 +184,8 @@ def _metadata(imported: "Imported", experiment: "ExperimentConfig", catalog: "Ca
         std=view.std,
         class_names=catalog.class_names,
         train_counts=tuple(catalog.train_counts.tolist()),
-        stage="import",
-        lineage={"checkpoint": file_digest(source)[0], "family": imported.family},
-    ).model_dump_json()
+        **made,
+    )
 
 
 def _probe(imported: "Imported", experiment: "ExperimentConfig", catalog: "Catalog", output: Path) -> "Probe":

@@ -2,13 +2,13 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from tasks.events import Event, listening
 
-__all__ = ["show_progress"]
+__all__ = ["show_progress", "telling_progress"]
 
 LABELS = {
     "data": "data",
@@ -34,7 +34,7 @@ class _Stage:
 
     def take(self, event: Event) -> None:
         if event["event"] in ("started", "cached"):
-            self.steps.setdefault(event["step"], event["event"] == "cached")
+            self.steps[event["step"]] = event["event"] == "cached"  # found, yet started: it was damaged
         elif event["event"] in ("epoch", "resumed"):
             self.epochs[event["step"]] = (event["epoch"], event["epochs"])
             if event["event"] == "epoch":
@@ -66,16 +66,29 @@ class _Stage:
         return ", ".join(parts)
 
 
+def transfer_text(event: Event) -> str:
+    """Say how a long transfer goes."""
+    done, whole = event["bytes_done"] / 1e6, event["bytes_all"] / 1e6
+    rate = done / max(event["seconds"], 1e-9)
+    return f"{event['verb']} {event['name']}: {done:,.0f} of {whole:,.0f} MB, {rate:,.0f} MB/s"
+
+
+def fetch_text(event: Event) -> str:
+    """Say how fetching images goes."""
+    rate = event["megabytes"] / max(event["seconds"], 1e-9)
+    return f"fetching images: {event['images']:,} of {event['of']:,}, {rate:,.{0 if rate >= 10 else 1}f} MB/s"
+
+
 @contextmanager
-def show_progress() -> Iterator[None]:
-    """Show the progress of the steps that run in this block."""
-    shown = _bars() if sys.stderr.isatty() else _lines()
+def show_progress(first: str = "start Prefect and MLflow") -> Iterator[None]:
+    """Show the progress of the steps that run in this block; `first` is what happens before the first of them."""
+    shown = _bars(first) if sys.stderr.isatty() else _lines()
     with shown:
         yield
 
 
 @contextmanager
-def _bars() -> Iterator[None]:
+def _bars(first: str) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -89,7 +102,7 @@ def _bars() -> Iterator[None]:
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        waiting: TaskID | None = progress.add_task("start Prefect and MLflow", total=None, text="")
+        waiting: TaskID | None = progress.add_task(first, total=None, text="")
 
         def show(event: Event) -> None:
             nonlocal waiting
@@ -103,6 +116,8 @@ def _bars() -> Iterator[None]:
                 rows[name] = progress.add_task(LABELS[name], total=1.0, text="")
             all_found = event["event"] == "cached" and stage.share == 1 and not stage.epochs
             text = f"{stage.text()} found in the store".strip() if all_found else stage.text()
+            text = transfer_text(event) if event["event"] == "transfer" else text
+            text = fetch_text(event) if event["event"] == "fetch" else text
             progress.update(rows[name], completed=stage.share, text=text)
 
         with listening(show):
@@ -111,27 +126,45 @@ def _bars() -> Iterator[None]:
 
 @contextmanager
 def _lines() -> Iterator[None]:
+    began = time.monotonic()
+
+    def say(stage: str, text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {stage}: {text}", file=sys.stderr, flush=True)
+
+    with telling_progress(say, LINE_SECONDS):
+        yield
+
+
+@contextmanager
+def telling_progress(say: Callable[[str, str], None], seconds: float, *, starts: bool = False) -> Iterator[None]:
+    """Call `say` with a stage and a line of text for each step found, resumed or done (with `starts`: started, too).
+
+    Of the epochs of a stage it tells once in so many seconds.
+    """
     stages: dict[str, _Stage] = {}
     told: dict[str, float] = {}
     began = time.monotonic()
 
-    def say(name: str, text: str) -> None:
-        print(f"[{time.monotonic() - began:6.1f} s] {LABELS[name]}: {text}", file=sys.stderr, flush=True)
-
     def show(event: Event) -> None:
-        name = event["step"].partition("/")[0]
+        name, _, readable = event["step"].partition("/")
         stage = stages.setdefault(name, _Stage())
         stage.take(event)
-        readable = event["step"].partition("/")[2]
         kind: Any = event["event"]
+        due = time.monotonic() - told.get(name, began) >= seconds
         if kind in ("cached", "resumed"):
             note = "found in the store" if kind == "cached" else f"goes on after epoch {event['epoch']}"
-            say(name, f"{readable} {note}")
-        elif kind == "done":
-            say(name, f"{readable} done")
-        elif kind == "epoch" and time.monotonic() - told.get(name, began) >= LINE_SECONDS:
+            say(LABELS[name], f"{readable} {note}")
+        elif kind == "done" or (kind == "started" and starts):
+            say(LABELS[name], f"{readable} {kind}")
+        elif kind == "transfer" and (due or name not in told):
             told[name] = time.monotonic()
-            say(name, stage.text())
+            say(LABELS[name], f"{readable} {transfer_text(event)}")
+        elif kind == "fetch" and (due or event["images"] == event["of"]):
+            told[name] = time.monotonic()
+            say(LABELS[name], f"{readable} {fetch_text(event)}")
+        elif kind == "epoch" and due:
+            told[name] = time.monotonic()
+            say(LABELS[name], stage.text())
 
     with listening(show):
         yield

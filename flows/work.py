@@ -1,37 +1,50 @@
-"""How a flow asks for work: one Prefect task executes any step, one at a time, beside each other, or together."""
+"""How a flow asks for work: one Prefect task executes any step, on any engine."""
 
-from collections.abc import Sequence
-from typing import Any
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task
 
+from btm_core.errors import ArtifactError, BTMError
 from btm_core.storage import Artifact
-from tasks.execution import WorkerDiedError, execute
+from tasks.engines.pool import WorkerError, run_in_pool
+from tasks.execution import Engine, execute
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
 
-__all__ = ["do", "each", "together", "work"]
+__all__ = ["do", "each", "join", "mended", "together", "work"]
 
+log = logging.getLogger("tasks.work")
 
-def _worker_died(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Retry what died, never what was refused: an error of the input stays an error."""
-    return isinstance(state.result(raise_on_failure=False, _sync=True), WorkerDiedError)  # type: ignore[call-overload]
+MENDINGS = 5
+"""A disk that damages more than that while one run lasts is not to be mended by trying."""
+Result = TypeVar("Result")
 
 
 @task(
     task_run_name="{name}",
     cache_policy=NO_CACHE,  # the store's addresses are the cache: they also know whether the artifact is still there
     persist_result=False,
-    retries=2,
-    retry_delay_seconds=1,
-    retry_condition_fn=_worker_died,
+    # No Prefect retries: they would run in this process, and know nothing of a worker's death (see `execute`).
 )
 def work(name: str, steps: list[Step], settings: RuntimeSettings) -> list[Artifact]:
     """Return the artifacts of steps, made in one process if they are not in the store."""
-    return execute(steps, settings)
+    return execute(steps, settings, engine_of(settings))
+
+
+def engine_of(settings: RuntimeSettings) -> Engine:
+    """Return what runs steps: this machine's pool, a Ray cluster, or a Prefect work pool."""
+    if settings.engine == "ray":
+        from tasks.engines.ray_cluster import run_on_ray
+
+        return run_on_ray
+    if settings.engine == "workpool":
+        from flows.workpool import run_on_work_pool
+
+        return run_on_work_pool
+    return run_in_pool
 
 
 def do(step: Step, settings: RuntimeSettings) -> Artifact:
@@ -40,11 +53,63 @@ def do(step: Step, settings: RuntimeSettings) -> Artifact:
 
 
 def each(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
-    """Return the artifacts of steps that run beside each other. All end before the first error, if any, is raised."""
+    """Return the artifacts of steps that run beside each other. All end before errors, if any, are raised."""
+    made, lost = join(steps, settings, quorum=len(steps))
+    assert not lost
+    return list(made.values())
+
+
+def join(
+    steps: Sequence[Step], settings: RuntimeSettings, quorum: int | None = None
+) -> tuple[dict[int, Artifact], dict[int, str]]:
+    """Wait for steps that run beside each other; return the artifacts made and why the others were lost, by position.
+
+    Every engine bounds its waits, so this one ends. Raises an error that names each lost step if fewer than `quorum`
+    (default: all) were made; what was made stays in the store.
+    """
     futures = [work.submit(f"{step.stage} {step.readable}", [step], settings) for step in steps]
-    for future in futures:
-        future.wait()
-    return [future.result()[0] for future in futures]
+    made: dict[int, Artifact] = {}
+    errors: dict[int, Exception] = {}
+    for index, future in enumerate(futures):
+        try:
+            [made[index]] = future.result()
+        except Exception as error:  # of a step, whatever it is: the others are waited for
+            errors[index] = error
+    for damage in errors.values():
+        if isinstance(damage, ArtifactError):  # of what they read, not of theirs: no reason to go on without them
+            raise damage
+    if errors and len(made) < (quorum or len(steps)):
+        raise _as_one(steps, errors)
+    lost = {index: str(error) for index, error in errors.items()}
+    for index, reason in lost.items():
+        log.warning("%s %s is lost: %s", steps[index].stage, steps[index].readable, reason)
+    return made, lost
+
+
+def _as_one(steps: Sequence[Step], errors: dict[int, Exception]) -> Exception:
+    """Return one error for those of several steps: the user's to mend if all of them are."""
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    names = ", ".join(steps[index].readable for index in errors)
+    reasons = "\n".join(dict.fromkeys(str(error) for error in errors.values()))
+    message = f"{len(errors)} of {len(steps)} are lost ({names}); the others are kept:\n{reasons}"
+    kinds = {type(error) for error in errors.values()}
+    if all(issubclass(kind, BTMError) for kind in kinds):
+        return kinds.pop()(message) if len(kinds) == 1 else BTMError(message)
+    return WorkerError(message)
+
+
+def mended(call: Callable[[], Result]) -> Result:
+    """Return what `call` returns; if an artifact it took turns out to be damaged or gone, call it again.
+
+    That artifact now counts as absent, and is made again; all others are found.
+    """
+    for _ in range(MENDINGS):
+        try:
+            return call()
+        except ArtifactError as error:
+            log.warning("%s\nMaking it again; all others are kept.", error)
+    return call()
 
 
 def together(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:

@@ -1,6 +1,8 @@
 """Data as an artifact: labels and class names, with pixels decoded once where the network sees them at one size."""
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,65 +11,91 @@ from pydantic import Field
 from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig, canonical_digest
 from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact, Store
-from tasks.step import Step, Workspace
+from tasks.events import publish
+from tasks.step import Emit, Step, Workspace
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from btm_core.data.catalog import Catalog
-    from btm_core.data.dataset import Dataset
+    from btm_core.data.dataset import Dataset, LabelledImages
+    from btm_core.data.reader import Tell
 
-__all__ = ["PrepareData", "fingerprint", "load_dataset", "prepare_data"]
+__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data"]
 
-DESCRIPTION, LABELS, PIXELS = "dataset.json", "labels.safetensors", "pixels.safetensors"
+DESCRIPTION, LABELS, PIXELS, DIGESTS = "dataset.json", "labels.safetensors", "pixels.safetensors", "digests.safetensors"
 
 
-def fingerprint(catalog: "Catalog", cache: Path | None) -> dict[str, str]:
-    """Return a sha256 for each split, over its labels and the content of every image, wherever they lie.
+def image_digests(catalog: "Catalog", cache: Path | None, tell: "Tell") -> dict[str, list[str]]:
+    """Return the sha256 of each image file of each split that has files.
 
     Raises DataError if an image file is in two splits, under whatever name.
     """
-    import hashlib
-
     from btm_core.data.files import content_digests
 
-    hashes = {}
+    digests = {
+        split.name: content_digests(catalog.root or "", split.paths, cache, tell)
+        for split in catalog.splits
+        if split.paths is not None
+    }
     seen: dict[str, tuple[str, str]] = {}
     shared: list[str] = []
     for split in catalog.splits:
-        total = hashlib.sha256(split.labels.astype("<i8").tobytes())
-        if split.pixels is not None:
-            total.update(repr(split.pixels.shape).encode())
-            total.update(split.pixels.tobytes())
-        else:
-            assert catalog.root is not None and split.paths is not None
-            for path, digest in zip(split.paths, content_digests(catalog.root, split.paths, cache), strict=True):
-                total.update(f"{path} {digest}\n".encode())
-                owner, known = seen.setdefault(digest, (split.name, path))
-                if owner != split.name:
-                    shared.append(f"{split.name} image {path} is {owner} image {known}")
-        hashes[split.name] = total.hexdigest()
+        for path, digest in zip(split.paths or (), digests.get(split.name, ()), strict=True):
+            owner, known = seen.setdefault(digest, (split.name, path))
+            if owner != split.name:
+                shared.append(f"{split.name} image {path} is {owner} image {known}")
     if shared:
         raise DataError(
             f"{len(shared)} images are, byte for byte, in two splits, so the test would be no test; remove them from "
             f"one:\n{some_of(shared)}"
         )
+    return digests
+
+
+def fingerprint(catalog: "Catalog", digests: dict[str, list[str]]) -> dict[str, str]:
+    """Return a sha256 for each split, over its labels and the content of every image, wherever they lie."""
+    hashes = {}
+    for split in catalog.splits:
+        total = hashlib.sha256(split.labels.astype("<i8").tobytes())
+        if split.pixels is not None:
+            total.update(repr(split.pixels.shape).encode())
+            total.update(split.pixels.tobytes())
+        for path, digest in zip(split.paths or (), digests.get(split.name, ()), strict=True):
+            total.update(f"{path} {digest}\n".encode())
+        hashes[split.name] = total.hexdigest()
     return hashes
 
 
 def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareData":
-    """Scan a data set, check it, and return the step that makes its artifact. Raises DataError."""
+    """Scan a data set, check it, and return the step that makes its artifact. Raises DataError.
+
+    `cache` is where digests of image files are kept, which then need not be read again.
+    """
     from btm_core.data import scan
 
     catalog = scan(config)
     view = config.input
-    hashes = fingerprint(catalog, cache)
+    hashes = fingerprint(catalog, image_digests(catalog, cache, telling(publish, f"data/{config.format}")))
+    held: dict[str, Any] = {"classes": catalog.class_names, "splits": hashes}
+    if catalog.carved:  # the same splits, given as files, have other groups
+        held["carved"] = True
     return PrepareData(
         name=name,
         source=config,
-        content=canonical_digest({"classes": catalog.class_names, "splits": hashes}),
+        cache=cache,
+        content=canonical_digest(held),
         hashes=hashes,
         size=view.size if view.decode_once else None,
         channels=view.channels,
     )
+
+
+def telling(emit: Emit, address: str) -> "Tell":
+    """Return what makes events of how images are fetched."""
+    stage = address.partition("/")[0]
+    return lambda fetching: emit({"event": "fetch", "step": address, "stage": stage, **asdict(fetching)})
 
 
 class PrepareData(Step):
@@ -79,6 +107,8 @@ class PrepareData(Step):
 
     name: str = Field(json_schema_extra=NOT_IDENTITY)
     source: DataConfig = Field(json_schema_extra=NOT_IDENTITY)
+    cache: Path | None = Field(None, json_schema_extra=NOT_IDENTITY)
+    """Where digests of image files are kept."""
     content: str
     """Fingerprint of what the source holds: class names and splits."""
     hashes: dict[str, str] = Field(json_schema_extra=NOT_IDENTITY)
@@ -92,14 +122,21 @@ class PrepareData(Step):
         """Kind of source."""
         return self.source.format
 
+    def identity(self) -> dict[str, Any]:
+        """Return what it holds. Images that are not packed go by their digests since version 2."""
+        return {**super().identity(), "version": 1 if self.size is not None else 2}
+
     def run(self, work: Workspace) -> None:
-        """Write labels, class names, and pixels or paths."""
+        """Write labels, class names, and pixels, or paths and digests of the images."""
         from safetensors.numpy import save_file
 
         from btm_core.data import scan
         from btm_core.data.files import pack_files, pack_pixels
 
         catalog = scan(self.source)
+        digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
+        if fingerprint(catalog, digests) != self.hashes:
+            raise DataError(f"the data below {catalog.root} changed while they were read; run again")
         splits = {split.name: split for split in catalog.splits}
         save_file({name: split.labels for name, split in splits.items()}, work.output / LABELS)
         pixels = {}
@@ -108,13 +145,15 @@ class PrepareData(Step):
                 pixels[name] = pack_pixels(split.pixels, self.size or self.source.input.size, self.channels)
             else:
                 assert catalog.root is not None and split.paths is not None
-                packed = pack_files(catalog.root, split.paths, self.size, self.channels)
+                packed = pack_files(catalog.root, split.paths, self.size, self.channels, digests[name])
                 if packed is not None:
                     pixels[name] = packed
                 lines = [f"{path} {label}\n" for path, label in zip(split.paths, split.labels.tolist(), strict=True)]
                 (work.output / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
         if pixels:
             save_file(pixels, work.output / PIXELS)
+        else:
+            save_file({name: _as_bytes(values) for name, values in digests.items()}, work.output / DIGESTS)
         description: dict[str, Any] = {
             "content": self.content,
             "class_names": catalog.class_names,
@@ -123,7 +162,16 @@ class PrepareData(Step):
             "has_paths": catalog.train.paths is not None,
             "splits": {name: {"images": len(split), "hash": self.hashes[name]} for name, split in splits.items()},
         }
+        if catalog.carved:
+            description["uncarved_counts"] = catalog.uncarved_counts.tolist()
         (work.output / DESCRIPTION).write_text(json.dumps(description, indent=1))
+
+
+def _as_bytes(digests: list[str]) -> "NDArray[np.uint8]":
+    """Return hexadecimal digests as (N, 32) uint8."""
+    import numpy as np
+
+    return np.frombuffer(bytes.fromhex("".join(digests)), np.uint8).reshape(-1, 32)
 
 
 def describe(store: Store, data: Artifact) -> dict[str, Any]:
@@ -132,26 +180,48 @@ def describe(store: Store, data: Artifact) -> dict[str, Any]:
     return description
 
 
+def group_counts(description: dict[str, Any]) -> list[int]:
+    """Return the training images a class that say whether it is many, medium or few: those before any carving.
+
+    So a run with a carved validation split has the groups of one without, and of the published tables.
+    """
+    counts: list[int] = description.get("uncarved_counts", description["train_counts"])
+    return counts
+
+
 def load_dataset(work: Workspace, data: Artifact, view: InputConfig, root: str | None) -> "Dataset":
     """Load a data artifact as the network is to see it; `root` is where image files lie if they are not packed."""
     import torch
-    from safetensors.torch import load_file
 
     from btm_core.data.dataset import Dataset, ImageFiles, Images, LabelledImages, PackedPixels
     from btm_core.data.sources import read_list
+    from btm_core.tensor_files import load_tensors
 
     description = json.loads(work.fetch(data, DESCRIPTION).read_text())
-    labels = load_file(work.fetch(data, LABELS))
+    labels = load_tensors(work.fetch(data, LABELS))
     sources: dict[str, Images] = {}
     if description["packed"]:
-        packed = load_file(work.fetch(data, PIXELS))
+        packed = load_tensors(work.fetch(data, PIXELS))
         sources = {name: PackedPixels(packed[name]) for name in labels}
     else:
         assert root is not None
+        digests = load_tensors(work.fetch(data, DIGESTS))
         for name in labels:
             listing = work.fetch(data, f"{name}.txt")
             paths, _ = read_list(listing.read_text(encoding="utf-8"), str(listing))
-            sources[name] = ImageFiles(root, tuple(paths))
+            sources[name] = ImageFiles(root, tuple(paths), digests[name].numpy())
     splits = {name: LabelledImages(sources[name], labels[name].to(torch.int64), view) for name in labels}
     names = tuple(description["class_names"])
     return Dataset(names, splits["train"], splits["test"], data.digest, splits.get("validation"))
+
+
+def bring_near(work: Workspace, images: "LabelledImages") -> "LabelledImages":
+    """Fetch images that lie elsewhere, all at once, into this machine's cache; return them as they were.
+
+    For stages that use a few images of many again and again: the others fetch as they go.
+    """
+    from btm_core.data.dataset import ImageFiles
+
+    if isinstance(images.images, ImageFiles):
+        images.images.bring_near(telling(work.emit, work.address))
+    return images

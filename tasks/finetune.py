@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from btm_core.config import FinetuneConfig
 from btm_core.storage import Artifact
+from tasks.data import bring_near
 from tasks.sample import SUBSET
 from tasks.stages import TrainingStep
 from tasks.step import Workspace
@@ -38,7 +39,7 @@ class Finetune(TrainingStep):
         dataset = self.dataset(work)
         model = self.load_model(work, dataset, self.base)
         drawn = json.loads(work.fetch(self.subset, SUBSET).read_text())
-        subset = dataset.train.take(torch.tensor(drawn["positions"]))
+        subset = bring_near(work, dataset.train.take(torch.tensor(drawn["positions"])))
         trainer = part_trainer(
             model,
             self.config.train,

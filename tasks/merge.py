@@ -9,7 +9,7 @@ from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, InputConfig, MergeConfig
 from btm_core.storage import Artifact
-from tasks.data import load_dataset
+from tasks.data import bring_near, load_dataset
 from tasks.sample import SUBSET
 from tasks.stages import WEIGHTS
 from tasks.step import Step, Workspace
@@ -99,7 +99,7 @@ class ChosenMerge(Step):
             assert dataset.validation is not None  # the experiment would not have been valid
             return dataset.validation
         drawn = [json.loads(work.fetch(subset, SUBSET).read_text())["positions"] for subset in self.subsets]
-        return dataset.train.take(torch.tensor(sorted(set().union(*drawn))))
+        return bring_near(work, dataset.train.take(torch.tensor(sorted(set().union(*drawn)))))
 
 
 def write_soup(work: Workspace, ingredients: Sequence[Artifact], weights: Sequence[float] | None) -> None:

@@ -1,17 +1,19 @@
 """Stage 1: train without handling imbalance, or take a checkpoint; and the FC stage (section 3.3)."""
 
-import shutil
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import fsspec
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, FcConfig, PretrainConfig
+from btm_core.config.methods import check_processes
 from btm_core.errors import CheckpointError
-from btm_core.storage import Artifact, file_digest
+from btm_core.storage import Artifact, fetch_file
 from tasks.stages import TrainingStep
 from tasks.step import Workspace
+
+if TYPE_CHECKING:
+    from btm_core.distributed import Group
 
 __all__ = ["ImportStage1", "Pretrain", "RetrainHead"]
 
@@ -21,6 +23,7 @@ class Pretrain(TrainingStep):
 
     kind: Literal["pretrain"] = "pretrain"
     stage: ClassVar[str] = "pretrain"
+    on_several_gpus: ClassVar[bool] = True
 
     config: PretrainConfig
     initial_content: str | None = None
@@ -32,6 +35,16 @@ class Pretrain(TrainingStep):
         return f"{self.model.backbone}-{self.config.method.name.replace('_', '-')}"
 
     def run(self, work: Workspace) -> None:
+        """Train here, or by several processes that call `train`."""
+        if work.processes == 1:
+            self.train(work)
+        else:
+            from tasks.distributed import launch
+
+            check_processes(self.config.method, work.processes)
+            launch(self, work)
+
+    def train(self, work: Workspace, group: "Group | None" = None) -> None:
         """Train, and write the classifier."""
         from btm_core.checkpoints import load_backbone
         from btm_core.methods import stage1_trainer
@@ -51,9 +64,11 @@ class Pretrain(TrainingStep):
             seed=self.seed,
             precision=self.model.precision,
             device=work.device,
+            group=group,
         )
         work.train(trainer)
-        self.save_model(work, dataset, model, **lineage)
+        if work.rank == 0:
+            self.save_model(work, dataset, model, **lineage)
 
 
 class ImportStage1(TrainingStep):
@@ -61,6 +76,7 @@ class ImportStage1(TrainingStep):
 
     kind: Literal["import"] = "import"
     stage: ClassVar[str] = "pretrain"
+    in_worker: ClassVar[bool] = False  # the file may lie where the flow runs, and nowhere else
 
     content: str
     """sha256 of the checkpoint."""
@@ -119,8 +135,6 @@ class RetrainHead(TrainingStep):
 def fetch_checked(work: Workspace, url: str, content: str) -> Path:
     """Return a local copy of a file whose sha256 is `content`."""
     local = work.scratch / Path(url).name
-    with fsspec.open(url, "rb") as source, local.open("wb") as file:
-        shutil.copyfileobj(source, file)
-    if file_digest(local)[0] != content:
+    if fetch_file(url, local)[0] != content:
         raise CheckpointError(f"{url} changed while this run was under way; run again")
     return local

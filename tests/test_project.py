@@ -6,27 +6,63 @@ import re
 from pathlib import Path
 
 import pytest
+import typer
 
 import btm_core
 from flows.cli import app
+from flows.store.commands import store_app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 
 
+def commands(of: typer.Typer, before: str = "btm") -> set[str]:
+    """Return how every command is typed, also those of groups."""
+    own = {f"{before} {c.name or c.callback.__name__}" for c in of.registered_commands if c.callback}
+    return own.union(*(commands(group.typer_instance, f"{before} {group.name}") for group in of.registered_groups))
+
+
 def test_the_readme_shows_every_command() -> None:
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert commands
-    assert all(f"btm {name}" in README for name in commands)
+    assert {"btm run", "btm store gc"} <= commands(app)
+    assert [command for command in commands(app) if command not in README] == []
+
+
+def test_the_guide_to_the_store_shows_every_command_and_option_of_it() -> None:
+    guide = (ROOT / "docs/store.md").read_text()
+    assert [command for command in commands(store_app, "btm store") if f"\n## `{command}" not in guide] == []
+    options = {o for c in typer.main.get_command(store_app).commands.values() for p in c.params for o in p.opts}
+    assert [o for o in options if o.startswith("--") and f"`{o}" not in guide] == []
 
 
 def test_the_readme_names_only_settings_that_exist() -> None:
+    from btm_core.storage import StorageSettings
     from tasks.settings import RuntimeSettings
 
     named = {name.lower() for name in re.findall(r"`BTM_([A-Z_]+)`", README)}
     assert named
-    assert named <= set(RuntimeSettings.model_fields)
+    assert named <= {*RuntimeSettings.model_fields, *(f"store_{name}" for name in StorageSettings.model_fields)}
+
+
+def test_the_tests_that_security_points_to_exist() -> None:
+    named = re.findall(r"`(tests/\S+?\.py)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 10 and all((ROOT / path).is_file() for path in named)
+
+
+@pytest.mark.parametrize(
+    ("document", "module", "name", "prefix"),
+    [
+        ("docs/running.md", "tasks.settings", "RuntimeSettings", "BTM_"),
+        ("docs/store.md", "btm_core.storage", "StorageSettings", "BTM_STORE_"),
+        ("docs/serving.md", "btm_core.serving.settings", "ServingSettings", "BTM_SERVE_"),
+    ],
+)
+def test_the_tables_of_settings_are_those_of_the_code(document: str, module: str, name: str, prefix: str) -> None:
+    pattern = rf"^\| `{prefix}([A-Z_]+)` \| (.*?) \| (.*) \|$"
+    written = re.findall(pattern, (ROOT / document).read_text(), re.MULTILINE)
+    fields = getattr(importlib.import_module(module), name).model_fields.items()
+    shown = [(name.upper(), "" if f.default is None else str(f.default), f.description) for name, f in fields]
+    assert written == shown
 
 
 def test_the_readme_configuration_loads(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The configuration of an experiment, and how it is read."""
 
 from btm_core.config.data import DataConfig, InputConfig
-from btm_core.config.loading import load_experiment, preset_names, preset_text
+from btm_core.config.loading import load_experiment, preset_names, preset_text, with_absolute_paths, with_overrides
 from btm_core.config.methods import Stage1Method
+from btm_core.config.promotion import PromotionRules
 from btm_core.config.schema import (
     BACKBONES,
     EvaluationConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "NOT_IDENTITY",
     "PostTrainConfig",
     "PretrainConfig",
+    "PromotionRules",
     "SamplingConfig",
     "Section",
     "Stage1Method",
@@ -39,4 +41,6 @@ __all__ = [
     "load_experiment",
     "preset_names",
     "preset_text",
+    "with_absolute_paths",
+    "with_overrides",
 ]

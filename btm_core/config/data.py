@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from btm_core.config.section import NOT_IDENTITY, Probability, Section
+from btm_core.urls import Location
 
 __all__ = ["DataConfig", "InputConfig"]
 
@@ -43,6 +44,11 @@ class InputConfig(Section):
         """Whether images can be decoded once to `size` and kept as pixels (no crop of varying scale is wanted)."""
         return self.augmentation != "random-resized-crop"
 
+    @property
+    def test_resize(self) -> int:
+        """Shorter side before the centre crop at test time, pixels; `size` where images are decoded once."""
+        return self.size if self.decode_once else self.resize or round(self.size * 256 / 224)
+
 
 class DataConfig(Section):
     """Where the images and labels are, and how a long tail is cut from a balanced set."""
@@ -50,16 +56,16 @@ class DataConfig(Section):
     format: Literal["digits", "cifar100", "list", "image_folder", "csv", "parquet", "inaturalist"] = Field(
         description="reader to use"
     )
-    root: str | None = Field(
+    root: Location | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="folder of the images, a path or an s3:// URL"
     )
-    train: str | None = Field(
+    train: Location | None = Field(
         None,
         json_schema_extra=NOT_IDENTITY,
         description="list, CSV or Parquet file of the training split; for image_folder its folder under root",
     )
-    test: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="the same of the test split")
-    validation: str | None = Field(
+    test: Location | None = Field(None, json_schema_extra=NOT_IDENTITY, description="the same of the test split")
+    validation: Location | None = Field(
         None,
         json_schema_extra=NOT_IDENTITY,
         description="the same of a validation split, on which settings may be chosen; none by default",
@@ -69,7 +75,7 @@ class DataConfig(Section):
         ge=1,
         description="carve a validation split: training images a class, at most half of a class",
     )
-    class_names: str | None = Field(
+    class_names: Location | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="text file with one class name a line, in label order"
     )
     path_column: str = Field("path", json_schema_extra=NOT_IDENTITY, description="CSV and Parquet: column of paths")

@@ -12,8 +12,12 @@ from pydantic import BaseModel, ValidationError
 
 from btm_core.config.schema import ExperimentConfig
 from btm_core.errors import ConfigError
+from btm_core.urls import without_credentials
 
-__all__ = ["load_experiment", "preset_names", "preset_text"]
+__all__ = ["load_experiment", "preset_names", "preset_text", "with_absolute_paths", "with_overrides"]
+
+MAX_YAML = 1_000_000
+"""Characters, and values: more than any configuration has."""
 
 
 def preset_names() -> list[str]:
@@ -41,12 +45,23 @@ def load_experiment(preset_or_path: str | Path, overrides: Sequence[str] = ()) -
     path = Path(name)
     if name in preset_names():
         raw = _read_preset(name, "preset") | {"name": name}
-    elif path.is_file():
+    elif _is_file(path):
         raw = _read_file(path)
     else:
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"{name!r} is neither a preset nor a file: {hint}presets are {', '.join(preset_names())}")
+        raise ConfigError(
+            f"{_shown(name)} is neither a preset nor a file: {hint}presets are {', '.join(preset_names())}"
+        )
+    return _validated(raw, overrides, name)
+
+
+def with_overrides(experiment: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """Return an experiment with `a.b=value` strings set on top, as `load_experiment` does. Raises ConfigError."""
+    return _validated(experiment.model_dump(mode="json"), overrides, experiment.name)
+
+
+def _validated(raw: dict[str, Any], overrides: Sequence[str], name: str) -> ExperimentConfig:
     for override in overrides:
         _apply_override(raw, override)
     try:
@@ -78,13 +93,35 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
+    raw = _load_yaml(text, where)
     if not isinstance(raw, dict):
         raise ConfigError(f"{where} must hold a mapping of sections (data, model, ...), found {type(raw).__name__}")
     return raw
+
+
+def _load_yaml(text: str, where: str) -> Any:
+    if len(text) > MAX_YAML:
+        raise ConfigError(f"{where} has {len(text)} characters, more than the {MAX_YAML} of any configuration")
+    try:
+        value = yaml.safe_load(text)
+        _check_size(value)
+    except Exception as error:  # a date of month 13 or a number of 5,000 digits makes the loader raise what it likes
+        raise ConfigError(f"{where} is not valid YAML: {str(error) or type(error).__name__}") from None
+    return value
+
+
+def _check_size(value: Any) -> None:
+    """Raise ValueError if a value is large or endless: aliases (`*name`) that name each other multiply."""
+    left = [value]
+    for _ in range(MAX_YAML):
+        if not left:
+            return
+        last = left.pop()
+        if isinstance(last, dict):
+            left += [*last.keys(), *last.values()]
+        elif isinstance(last, list | tuple | set):
+            left += last
+    raise ValueError(f"its aliases make more than {MAX_YAML} values")
 
 
 def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
@@ -98,39 +135,46 @@ def _anchor_paths(raw: dict[str, Any], folder: Path) -> None:
         values = raw.get(section)
         value = values.get(key) if isinstance(values, dict) else None
         if isinstance(value, str) and "://" not in value:
-            values[key] = str((folder / _expanded(value)).resolve())  # type: ignore[index]
+            values[key] = _absolute_from(folder, value)  # type: ignore[index]
     data = raw.get("data")
     for key in ("train", "test", "validation"):
         value = data.get(key) if isinstance(data, dict) else None
-        if isinstance(value, str) and "://" not in value and (folder / value).is_file():
+        if isinstance(value, str) and "://" not in value and _is_file(folder / value):
             below_root = Path(str(data.get("root", "")), value)  # type: ignore[union-attr]
-            if not below_root.is_file():  # lists are first looked for below the root
+            if not _is_file(below_root):  # lists are first looked for below the root
                 data[key] = str((folder / value).resolve())  # type: ignore[index]
 
 
-def _expanded(path: str) -> Path:
+def _absolute_from(folder: Path, path: str) -> str:
     try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        return str((folder / Path(path).expanduser()).resolve())
+    except (RuntimeError, ValueError, OSError) as error:  # an unknown user, a zero byte, a loop of links
+        raise ConfigError(f"{_shown(path)}: {error}") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (ValueError, OSError):  # no path at all, or one that is too long
+        return False
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `top` in place of its own, key by key; but figures of one row are no other's."""
     result = dict(base)
     for key, value in top.items():
         old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        whole = key == "published" or not (isinstance(old, dict) and isinstance(value, dict))
+        result[key] = value if whole else _merged(result[key], value)
     return result
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: expected KEY=VALUE, for instance finetune.lr=0.01")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        shown = _shown(override)
+        raise ConfigError(f"override {shown}: expected KEY=VALUE, for instance finetune.lr=0.01")
+    value = _load_yaml(text, f"override of {key!r}: the value")
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
@@ -155,8 +199,15 @@ def _explain(error: ValidationError, where: str) -> str:
         elif problem["type"] == "value_error":
             lines.append(f"{key or 'experiment'}: {problem['ctx']['error']}")
         else:
-            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {problem['input']!r}")
+            found = _shown(problem["input"])
+            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {found}")
     return f"{where}: " + "; ".join(lines)
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message: not at any length, and without credentials."""
+    text = without_credentials(repr(value))
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _without_tags(location: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel]]:
@@ -185,3 +236,16 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]
+
+
+def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the experiment with its local paths made absolute, for whoever works in another folder."""
+    values = config.model_dump(mode="json")
+    for section, keys in {"data": ("root", "class_names"), "pretrain": ("checkpoint", "initial")}.items():
+        values[section] |= {key: _absolute(values[section][key]) for key in keys}
+    values["sampling"]["lists"] = [_absolute(path) for path in values["sampling"]["lists"]]
+    return ExperimentConfig.model_validate(values)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path if path is None or "://" in path else str(Path(path).expanduser().absolute())

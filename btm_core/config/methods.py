@@ -3,11 +3,12 @@
 C classes, n_c training images of class c.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from btm_core.config.section import Section
+from btm_core.errors import ConfigError
 
 __all__ = [
     "BalancedSoftmaxOptions",
@@ -17,22 +18,33 @@ __all__ = [
     "PASCLOptions",
     "PaCoOptions",
     "Stage1Method",
+    "check_processes",
 ]
 
 
-class CrossEntropyOptions(Section):
+class _Method(Section):
+    """What every method states of itself."""
+
+    several_gpus: ClassVar[bool] = False
+    """Whether its loss is a mean over images shown in the standard view, so that processes may share a batch. Queues,
+    momentum encoders, contrasts within a batch and second streams would need more than averaged gradients."""
+
+
+class CrossEntropyOptions(_Method):
     """Cross-entropy; with `pretrain.mixup_alpha` it is stage 1 of MiSLAS and of H2T."""
 
+    several_gpus: ClassVar[bool] = True
     name: Literal["cross_entropy"] = "cross_entropy"
 
 
-class BalancedSoftmaxOptions(Section):
+class BalancedSoftmaxOptions(_Method):
     """Balanced softmax, BSCE (Ren et al., NeurIPS 2020): cross-entropy of logits + ln n_c. Handles imbalance."""
 
+    several_gpus: ClassVar[bool] = True
     name: Literal["balanced_softmax"] = "balanced_softmax"
 
 
-class _Contrast(Section):
+class _Contrast(_Method):
     """What PaCo and GPaCo share."""
 
     alpha: float = Field(0.05, gt=0, description="weight of a positive pair against the class centre")
@@ -58,7 +70,7 @@ class GPaCoOptions(_Contrast):
     smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the class centres")
 
 
-class OTmixOptions(Section):
+class OTmixOptions(_Method):
     """OTmix: mixing pairs matched by optimal transport (Gao et al., NeurIPS 2023). Handles imbalance."""
 
     name: Literal["otmix"] = "otmix"
@@ -74,7 +86,7 @@ class OTmixOptions(Section):
     )
 
 
-class PASCLOptions(Section):
+class PASCLOptions(_Method):
     """PASCL's classification part: contrast among tail classes (Wang et al., ICML 2022)."""
 
     name: Literal["pascl"] = "pascl"
@@ -88,3 +100,9 @@ Stage1Method = Annotated[
     CrossEntropyOptions | BalancedSoftmaxOptions | PaCoOptions | GPaCoOptions | OTmixOptions | PASCLOptions,
     Field(discriminator="name"),
 ]
+
+
+def check_processes(method: Stage1Method, processes: int) -> None:
+    """Raise ConfigError if so many processes cannot train by this method."""
+    if processes > 1 and not method.several_gpus:
+        raise ConfigError(f"pretrain.method {method.name} trains on one GPU; set BTM_PRETRAIN_GPUS=1")

@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from btm_core.config.data import DataConfig
 from btm_core.config.methods import CrossEntropyOptions, Stage1Method
+from btm_core.config.promotion import PromotionRules
 from btm_core.config.section import NOT_IDENTITY, Probability, Section
+from btm_core.urls import Location
 
 __all__ = [
     "BACKBONES",
@@ -85,12 +87,12 @@ class TrainConfig(Section):
 class PretrainConfig(TrainConfig):
     """Stage 1: train, best without handling imbalance (Algorithm 1, line 1), or start from a checkpoint."""
 
-    checkpoint: str | None = Field(
+    checkpoint: Location | None = Field(
         None,
         json_schema_extra=NOT_IDENTITY,
         description="safetensors file to take instead of training; its content is its identity",
     )
-    initial: str | None = Field(
+    initial: Location | None = Field(
         None,
         json_schema_extra=NOT_IDENTITY,
         description="safetensors file of a backbone to start training from; its content is its identity",
@@ -108,6 +110,12 @@ class PretrainConfig(TrainConfig):
     epochs: int = Field(200, ge=1)
     batch_size: int = Field(128, ge=2)
     lr: float = Field(0.1, gt=0)
+
+    @property
+    def needs_trained_backbone(self) -> bool:
+        """Whether a part stays as it is drawn unless a file is given to start from."""
+        starts_from_nothing = self.initial is None and self.checkpoint is None
+        return starts_from_nothing and (self.fresh_last_block or self.train != "all")
 
     @field_validator("method", mode="before")
     @classmethod
@@ -138,7 +146,7 @@ class SamplingConfig(Section):
 
     num_subsets: int = Field(10, ge=1, le=1000, description="N_D, section 4.3, Table 7")
     shots: int = Field(10, ge=1, description="N_C, images a class, section 4.3, Table 7")
-    lists: tuple[str, ...] = Field(
+    lists: tuple[Location, ...] = Field(
         (),
         json_schema_extra=NOT_IDENTITY,
         description="published subsets to take instead of drawing: one `path label` file a subset, by content",
@@ -164,6 +172,12 @@ class FinetuneConfig(TrainConfig):
     train: Part = Field("all", description="which parameters train (Table 8)")
     start: Literal["stage1", "post_trained"] = Field(
         "stage1", description="fine-tune before post-training, as the paper, or after it (Table 8)"
+    )
+    quorum: int | None = Field(
+        None,
+        ge=1,
+        json_schema_extra=NOT_IDENTITY,
+        description="go on with at least this many of the N_D ingredients if the others are lost; default: all",
     )
 
 
@@ -213,6 +227,15 @@ class PostTrainConfig(TrainConfig):
         "images (Cui et al., CVPR 2019, beta 0.999); for bases of one stage (section 4.1)",
     )
 
+    @model_validator(mode="after")
+    def _weights_a_loss_that_has_weights(self) -> Self:
+        if self.reweight != "none" and self.method in ("balanced_softmax", "gml"):
+            raise ValueError(
+                f"reweight is {self.reweight}, but the loss of {self.method} takes the class counts itself and has no "
+                "class weights; set post_train.reweight to none"
+            )
+        return self
+
 
 class EvaluationConfig(Section):
     """What is measured besides the models on the way."""
@@ -231,6 +254,9 @@ class ExperimentConfig(Section):
     published: dict[str, float] | None = Field(
         None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
     )
+    licence: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="licence note of data and model, for the model card"
+    )
     seed: int = Field(0, ge=0, strict=True)
     data: DataConfig
     model: ModelConfig = ModelConfig()
@@ -241,6 +267,17 @@ class ExperimentConfig(Section):
     merge: MergeConfig = MergeConfig()
     post_train: PostTrainConfig = PostTrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    promotion: PromotionRules = Field(
+        PromotionRules(), json_schema_extra=NOT_IDENTITY, description="what `btm promote` asks of the final model"
+    )
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> Self:
+        if self.finetune.quorum is not None and self.finetune.quorum > self.sampling.num_subsets:
+            raise ValueError(
+                f"finetune.quorum is {self.finetune.quorum}, but sampling.num_subsets is {self.sampling.num_subsets}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_what_it_chooses_on(self) -> Self:

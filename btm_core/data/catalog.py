@@ -39,7 +39,7 @@ class Split:
 class Catalog:
     """Class names in label order and the splits; `root` is where relative paths start.
 
-    A validation split may lack classes, the others may not.
+    A validation split may lack classes, the others may not. `carved` says that it was taken out of training.
     """
 
     class_names: tuple[str, ...]
@@ -47,6 +47,7 @@ class Catalog:
     test: Split
     root: str | None = None
     validation: Split | None = None
+    carved: bool = False
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -62,6 +63,13 @@ class Catalog:
     def train_counts(self) -> NDArray[np.int64]:
         """Training images a class, (C,)."""
         return class_counts(self.train.labels, self.num_classes)
+
+    @property
+    def uncarved_counts(self) -> NDArray[np.int64]:
+        """Training images a class, (C,), before a validation split was carved: those that published groups go by."""
+        if self.validation is None or not self.carved:
+            return self.train_counts
+        return self.train_counts + class_counts(self.validation.labels, self.num_classes)
 
     def check(self) -> None:
         """Raise DataError for labels out of range, classes without images, and images in two splits."""

@@ -4,12 +4,14 @@ A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; ht
 """
 
 import hashlib
+import io
 import logging
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,11 @@ BINARY_MD5 = {"train.bin": "6172c7755cfe09b2fe270c85cebc1b15", "test.bin": "4499
 PYTHON_MD5 = {"train": "16019d7e3df5f24257cddd939b257f8d", "test": "f0ef6b0ae62326f3e7ffdfab6717acfc"}
 META_MD5 = "7973b15100ade9c7d40fb424638fde48"
 RECORD = 2 + 3 * 32 * 32
+MEMBERS = ("train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt")
+MAX_ARCHIVE_BYTES = 200 * 10**6
+"""The official archive has 169 MB."""
+MAX_MEMBER_BYTES = 50_000 * RECORD
+"""As many as train.bin has, the largest."""
 
 
 def read_cifar100(root: Path, download: bool) -> Catalog:
@@ -79,16 +86,33 @@ def _read_binary(folder: Path) -> tuple[list[str], dict[str, Split]]:
 
 
 def _read_python(folder: Path) -> tuple[list[str], dict[str, Split]]:
-    """Read the pickled layout. The md5 is compared before unpickling, so only the official bytes are ever unpickled."""
-    import pickle
-
+    """Read the pickled layout. The md5 is compared before, so only the official bytes ever get here."""
     splits = {}
     for name in ("train", "test"):
-        batch = pickle.loads(_checked_bytes(folder / name, PYTHON_MD5[name]), encoding="bytes")
+        batch = _unpickled(_checked_bytes(folder / name, PYTHON_MD5[name]))
         labels = np.asarray(batch[b"fine_labels"], dtype=np.int64)
         splits[name] = Split(name, labels, pixels=_as_images(np.asarray(batch[b"data"], dtype=np.uint8)))
-    meta = pickle.loads(_checked_bytes(folder / "meta", META_MD5), encoding="bytes")
+    meta = _unpickled(_checked_bytes(folder / "meta", META_MD5))
     return [label.decode() for label in meta[b"fine_label_names"]], splits
+
+
+def _unpickled(data: bytes) -> dict[bytes, Any]:
+    """Return what a pickle of plain values and NumPy arrays holds. Whatever else it names is refused, not called."""
+    import pickle
+
+    class Plain(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+                return getattr(np, name)
+            if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+                return np.ndarray.__reduce__(np.empty(0))[0]  # under whatever name this NumPy has it
+            raise pickle.UnpicklingError(f"{module}.{name}")
+
+    try:
+        found: dict[bytes, Any] = Plain(io.BytesIO(data), encoding="bytes").load()
+    except pickle.UnpicklingError as error:
+        raise DataError(f"a file of cifar-100-python needs {error} to be read; only arrays are") from None
+    return found
 
 
 def _as_images(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -104,7 +128,10 @@ def _download(root: Path) -> None:
     partial = archive.with_suffix(".part")
     try:
         with urllib.request.urlopen(URL, timeout=60) as reply, partial.open("wb") as file:
-            shutil.copyfileobj(reply, file)
+            while block := reply.read(2**20):
+                file.write(block)
+                if file.tell() > MAX_ARCHIVE_BYTES:
+                    raise OSError(f"more than {MAX_ARCHIVE_BYTES} bytes came")
     except (urllib.error.URLError, OSError) as error:
         partial.unlink(missing_ok=True)
         raise DataError(
@@ -116,6 +143,26 @@ def _download(root: Path) -> None:
         partial.unlink()
         raise DataError(f"{URL} gave a file with md5 {found}, expected {ARCHIVE_MD5}; it was deleted")
     partial.rename(archive)
-    with tarfile.open(archive) as tar:
-        tar.extractall(root, filter="data")
+    _unpack(archive, root)
     archive.unlink()
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    """Write the files of the official archive below `root`, and nothing else that one may hold.
+
+    Raises DataError if it is no archive, or one of the files is no plain file or larger than any there is.
+    """
+    folder = root / "cifar-100-binary"
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                if member.name not in {f"cifar-100-binary/{name}" for name in MEMBERS}:
+                    continue
+                if not member.isreg() or member.size > MAX_MEMBER_BYTES:
+                    raise DataError(f"{archive} holds a {member.name} that is not the official one; delete it")
+                source = tar.extractfile(member)
+                assert source is not None  # a plain file has content
+                folder.mkdir(exist_ok=True)
+                (folder / Path(member.name).name).write_bytes(source.read())
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{archive} cannot be unpacked: {error}; delete it, and it is fetched again") from None

@@ -21,7 +21,7 @@ def parse_inaturalist(text: str, where: str) -> tuple[list[str], NDArray[np.int6
     """
     try:
         document = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}") from None
     for key in ("images", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
@@ -35,7 +35,7 @@ def parse_inaturalist(text: str, where: str) -> tuple[list[str], NDArray[np.int6
     _refuse(
         where,
         "images have a category_id that is no whole number from 0",
-        [files[image] for image, label in label_of.items() if not isinstance(label, int) or label < 0],
+        [files[image] for image, label in label_of.items() if type(label) is not int or not 0 <= label < 2**31],
     )
     labels = np.asarray([label_of[image] for image in files], dtype=np.int64)
     return [str(path) for path in files.values()], labels, _names(document.get("categories"), where)
@@ -46,6 +46,8 @@ def _mapping(entries: list[Any], key: str, value: str, where: str) -> dict[Any, 
     for number, entry in enumerate(entries):
         if not isinstance(entry, dict) or key not in entry or value not in entry:
             raise DataError(f"{where}[{number}] lacks {key} or {value}")
+        if type(entry[key]) not in (int, str):
+            raise DataError(f"{where}[{number}]: {key} is neither a number nor text")
         if entry[key] in found:
             raise DataError(f"{where}[{number}]: {key} {entry[key]} is there twice")
         found[entry[key]] = entry[value]
@@ -55,8 +57,10 @@ def _mapping(entries: list[Any], key: str, value: str, where: str) -> dict[Any, 
 def _names(categories: Any, where: str) -> tuple[str, ...] | None:
     if not categories:
         return None
+    if not isinstance(categories, list):
+        raise DataError(f"{where}: categories are no list")
     names = _mapping(categories, "id", "name", f"{where}, categories")
-    if sorted(names) != list(range(len(names))):
+    if set(names) != set(range(len(names))):
         raise DataError(f"{where}, categories: ids must be 0 .. {len(names) - 1} without gaps")
     return tuple(str(names[c]) for c in range(len(names)))
 

@@ -7,9 +7,9 @@ the last two components agree.
 import posixpath
 from collections.abc import Sequence
 
-import fsspec
-
+from btm_core.data.sources import ask_root
 from btm_core.errors import DataError, some_of
+from btm_core.storage import open_filesystem
 
 __all__ = ["locate", "short_name"]
 
@@ -26,12 +26,12 @@ def locate(root: str, paths: Sequence[str]) -> tuple[str, ...]:
     The tree is searched only if the first image is not where it is listed. An image that is nowhere keeps its listed
     path. Raises DataError if several files of the tree have an image's last two components.
     """
-    fs, base = fsspec.core.url_to_fs(root)
+    fs, base = open_filesystem(root)
     base = base.rstrip("/")
-    if not paths or fs.exists(f"{base}/{paths[0]}"):
+    if not paths or ask_root(fs, root, lambda: fs.exists(f"{base}/{paths[0]}")):
         return tuple(paths)
     found: dict[str, list[str]] = {}
-    for path in fs.find(base):
+    for path in ask_root(fs, root, lambda: fs.find(base)):
         relative = path[len(base) + 1 :]
         found.setdefault(short_name(relative), []).append(relative)
     several = [path for path in paths if len(found.get(short_name(path), [])) > 1]

@@ -42,18 +42,19 @@ def class_counts(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
     return np.bincount(np.asarray(labels, dtype=np.int64), minlength=num_classes)
 
 
-def profile(counts: ArrayLike) -> LongTailProfile:
-    """Summarise training counts (C,)."""
+def profile(counts: ArrayLike, group_counts: ArrayLike | None = None) -> LongTailProfile:
+    """Summarise training counts (C,); `group_counts` (C,), if given, say which classes are many, medium and few."""
     n = np.asarray(counts, dtype=np.int64)
+    grouped = n if group_counts is None else np.asarray(group_counts, dtype=np.int64)
     return LongTailProfile(
         images=int(n.sum()),
         classes=len(n),
         largest=int(n.max()),
         smallest=int(n.min()),
         imbalance_factor=float(n.max() / max(n.min(), 1)),
-        many=int((n > MANY_ABOVE).sum()),
-        medium=int(((n >= FEW_BELOW) & (n <= MANY_ABOVE)).sum()),
-        few=int((n < FEW_BELOW).sum()),
+        many=int((grouped > MANY_ABOVE).sum()),
+        medium=int(((grouped >= FEW_BELOW) & (grouped <= MANY_ABOVE)).sum()),
+        few=int((grouped < FEW_BELOW).sum()),
     )
 
 

@@ -7,17 +7,20 @@ import logging
 import posixpath
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from btm_core.config import DataConfig
 from btm_core.data.catalog import Catalog, Split
 from btm_core.data.cifar import read_cifar100
+from btm_core.data.decoding import MAX_IMAGE_BYTES
 from btm_core.data.inaturalist import parse_inaturalist
 from btm_core.data.locate import locate
 from btm_core.data.long_tail import long_tail_indices
-from btm_core.data.sources import class_names, inside, open_root, read_list, read_text, split_files
+from btm_core.data.sources import ask_root, class_names, inside, open_root, read_list, read_text, split_files
 from btm_core.data.tables import read_tables
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
@@ -64,7 +67,7 @@ def _carved(catalog: Catalog, per_class: int, seed: int) -> Catalog:
         raise DataError("no validation split can be carved: every class has a single training image")
     rest = np.setdiff1d(np.arange(len(labels)), chosen)
     validation = replace(catalog.train.take(chosen), name="validation")
-    return replace(catalog, train=catalog.train.take(rest), validation=validation)
+    return replace(catalog, train=catalog.train.take(rest), validation=validation, carved=True)
 
 
 def _read_digits(config: DataConfig) -> Catalog:
@@ -124,18 +127,15 @@ def _read_image_folder(config: DataConfig) -> Catalog:
     for split in ("train", "test", *(["validation"] if config.validation else [])):
         [folder] = inside([getattr(config, split) or split], f"data.{split}", ["value"])
         top = f"{root}/{folder}"
-        if not fs.isdir(top):
+        assert config.root is not None
+        if not ask_root(fs, config.root, partial(fs.isdir, top)):
             raise DataError(
                 f"{top} is not a folder: image_folder expects one sub-folder a class in it; set data.{split}"
             )
-        found[split] = {}
-        for entry in sorted(fs.ls(top, detail=False)):
-            if fs.isdir(entry):  # follows links, as find alone would not
-                label = posixpath.basename(entry.rstrip("/"))
-                images = [
-                    path[len(entry) :] for path in sorted(fs.find(entry)) if path.lower().endswith(IMAGE_SUFFIXES)
-                ]
-                found[split][label] = [f"{folder}/{label}/{path.lstrip('/')}" for path in images]
+        found[split] = {
+            label: [f"{folder}/{label}/{path}" for path in sorted(paths) if path.lower().endswith(IMAGE_SUFFIXES)]
+            for label, paths in ask_root(fs, config.root, partial(_class_folders, fs, top)).items()
+        }
     if not any(found["train"].values()):
         raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
     names = class_names(config) or tuple(sorted(found["train"]))
@@ -149,6 +149,21 @@ def _read_image_folder(config: DataConfig) -> Catalog:
         labels = np.asarray([c for _, c in pairs], dtype=np.int64)
         splits.append(Split(split, labels, tuple(path for path, _ in pairs)))
     return _named(config, splits, names)
+
+
+def _class_folders(fs: Any, top: str) -> dict[str, list[str]]:
+    """Return the files below each folder in `top`, by its name, in sorted order; paths are relative to the folder."""
+    found: dict[str, list[str]] = {}
+    if "file" in fs.protocol:
+        for entry in sorted(fs.ls(top, detail=False)):
+            if fs.isdir(entry):  # follows links, as find alone would not
+                found[posixpath.basename(entry)] = [path[len(entry) + 1 :] for path in fs.find(entry)]
+        return found
+    for path in sorted(fs.find(top)):  # a request a thousand files, not some a folder
+        label, _, below = path[len(top) + 1 :].partition("/")
+        if below:
+            found.setdefault(label, []).append(below)
+    return found
 
 
 _READERS: dict[str, Callable[[DataConfig], Catalog]] = {
@@ -195,8 +210,15 @@ def _check_files_exist(catalog: Catalog) -> None:
     from btm_core.data.files import stat_files
 
     paths = [path for split in catalog.splits for path in split.paths or ()]
-    missing = [path for path, stat in zip(paths, stat_files(catalog.root, paths), strict=True) if stat is None]
+    found = dict(zip(paths, stat_files(catalog.root, paths), strict=True))
+    missing = [path for path in paths if found[path] is None]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} listed images are missing below {catalog.root}:\n{some_of(missing)}"
+        )
+    large = [path for path, stat in found.items() if stat is not None and int(stat[0]) > MAX_IMAGE_BYTES]
+    if large:
+        raise DataError(
+            f"{len(large)} of {len(paths)} listed images below {catalog.root} have more than {MAX_IMAGE_BYTES} bytes; "
+            f"scale them down:\n{some_of(large)}"
         )

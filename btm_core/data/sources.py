@@ -1,18 +1,25 @@
 """What the fields of `data` point to: the root, the files of the splits, their text, and paths that stay inside."""
 
 import posixpath
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
 from btm_core.config import DataConfig
-from btm_core.errors import DataError, some_of
+from btm_core.errors import DataError, StoreError, some_of
+from btm_core.storage import ask, open_filesystem, read_bytes
 
-__all__ = ["class_names", "inside", "missing_file", "open_root", "read_list", "read_text", "split_files"]
+__all__ = ["ask_root", "class_names", "inside", "missing_file", "open_root", "read_list", "read_text", "split_files"]
+
+Result = TypeVar("Result")
+
+
+NO_PATH = re.compile("[\0\n\v\f\r\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")
+"""What ends a line, so that a list would hold two paths in place of one; and halves of characters, as JSON may have."""
 
 
 def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
@@ -35,14 +42,17 @@ def read_list(text: str, where: str) -> tuple[list[str], NDArray[np.int64]]:
 def split_files(config: DataConfig) -> Iterable[tuple[str, str]]:
     """Yield (split, URL of its file); a relative file is below the root, or else below the working directory."""
     assert config.root is not None
-    open_root(config)
+    fs, root = open_root(config)
     for name in ("train", "test", *(["validation"] if config.validation else [])):
         file = getattr(config, name)
         if "://" not in file and not posixpath.isabs(file):
             below = f"{config.root.rstrip('/')}/{file}"
-            fs, path = fsspec.core.url_to_fs(below)
-            file = below if fs.exists(path) or not Path(file).exists() else file
+            file = below if not Path(file).exists() or _is_below(fs, root, file) else file
         yield name, file
+
+
+def _is_below(fs: Any, root: str, file: str) -> bool:
+    return bool(ask_root(fs, root, lambda: fs.exists(f"{root}/{file}")))
 
 
 def missing_file(name: str, file: str) -> DataError:
@@ -53,10 +63,11 @@ def missing_file(name: str, file: str) -> DataError:
 def read_text(file: str) -> str:
     """Return a file's text. Raises DataError if there is no such file, or it is not UTF-8."""
     try:
-        with fsspec.open(file, "rb") as stream:
-            data: bytes = stream.read()
-    except (FileNotFoundError, IsADirectoryError):
-        raise DataError(f"{file} does not exist, or is a folder; set data.train and data.test") from None
+        data = read_bytes(file)
+    except FileNotFoundError:
+        raise DataError(f"{file} does not exist; set data.train and data.test") from None
+    except StoreError as error:
+        raise DataError(f"{file} cannot be read; set data.train and data.test: {error}") from None
     try:
         return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
     except UnicodeDecodeError as error:
@@ -68,22 +79,34 @@ def open_root(config: DataConfig) -> tuple[Any, str]:
     """Return the file system and the path of `data.root`, which must exist."""
     assert config.root is not None
     try:
-        fs, root = fsspec.core.url_to_fs(config.root)
-        there = fs.isdir(root)
-    except (OSError, ValueError, ImportError) as error:
+        fs, root = open_filesystem(config.root)
+    except StoreError as error:
         raise DataError(f"data.root {config.root} cannot be reached: {error}") from None
-    if not there:
+    if not ask_root(fs, config.root, lambda: fs.isdir(root)):
         raise DataError(f"data.root {config.root} does not exist, or is not a folder")
     return fs, root.rstrip("/")
 
 
+def ask_root(fs: Any, root: str, call: Callable[[], Result]) -> Result:
+    """Return what a call of the file system of `data.root` returns. Raises DataError if it does not answer."""
+    try:
+        return ask(fs, root, call)
+    except StoreError as error:
+        raise DataError(f"data.root {root} cannot be reached: {error}") from None
+
+
 def inside(paths: Sequence[str], where: str, positions: Sequence[str]) -> tuple[str, ...]:
-    """Return normalised paths; one that leaves the root is refused, by its position in `where`."""
+    """Return normalised paths; one that leaves the root, or is no path at all, is refused by its position in `where`.
+
+    Links below the root are followed wherever they lead: who laid out the root made them, and no list can.
+    """
     safe = []
     for position, path in zip(positions, paths, strict=True):
         normal = posixpath.normpath(path.replace("\\", "/"))
-        if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path or "\0" in path:
+        if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path:
             raise DataError(f"{where}, {position}: {path!r} leaves data.root; paths must be relative and inside it")
+        if normal == "." or not path or NO_PATH.search(path):
+            raise DataError(f"{where}, {position}: {path!r} is no path of a file")
         safe.append(normal)
     return tuple(safe)
 

@@ -1,10 +1,10 @@
 """CSV and Parquet files with a column of paths and a column of labels, which are numbers or class names."""
 
+import io
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import fsspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +12,7 @@ from btm_core.config import DataConfig
 from btm_core.data.catalog import Split
 from btm_core.data.sources import class_names, inside, missing_file, split_files
 from btm_core.errors import DataError, some_of
+from btm_core.storage import read_bytes
 
 __all__ = ["read_tables"]
 
@@ -25,8 +26,7 @@ def read_tables(config: DataConfig) -> tuple[list[Split], tuple[str, ...] | None
     tables = {}
     for name, file in split_files(config):
         try:
-            with fsspec.open(file, "rb") as stream:
-                table = read(stream)
+            table = read(io.BytesIO(read_bytes(file)))
         except FileNotFoundError:
             raise missing_file(name, file) from None
         except (ValueError, OSError) as error:

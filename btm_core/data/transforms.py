@@ -10,22 +10,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from btm_core.config import InputConfig
+from btm_core.data.shares import Share
 
 __all__ = ["augment", "normalise", "random_resized_boxes"]
 
 
-def augment(pixels: Tensor, config: InputConfig, generator: torch.Generator) -> Tensor:
+def augment(pixels: Tensor, config: InputConfig, generator: torch.Generator, share: Share | None = None) -> Tensor:
     """Augment pixels (B, K, H, W) uint8 as `config.augmentation` says; returns the same shape and type.
 
     random-resized-crop is cut while decoding (`random_resized_boxes`), so only its flip and colours are done here.
+
+    Arguments:
+    - share: which images of a batch these are; default: all.
     """
+    share = share or Share.everything(len(pixels))
     if config.augmentation in ("crop", "crop-flip") and config.crop_padding:
-        pixels = _random_crop(pixels, config.crop_padding, generator)
+        pixels = _random_crop(pixels, config.crop_padding, generator, share)
     if config.augmentation in ("crop-flip", "random-resized-crop"):
-        flipped = torch.rand(len(pixels), generator=generator) < 0.5
+        flipped = share.rows(torch.rand(share.whole, generator=generator)) < 0.5
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
     if config.color_jitter:
-        pixels = _color_jitter(pixels, config.color_jitter, generator)
+        pixels = _color_jitter(pixels, config.color_jitter, generator, share)
     return pixels
 
 
@@ -36,22 +41,23 @@ def normalise(pixels: Tensor, config: InputConfig) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator, share: Share) -> Tensor:
     """Pad with zeros and cut a window of the old size, at an offset of its own for each image."""
     count, _, height, width = pixels.shape
     padded = F.pad(pixels, (padding, padding, padding, padding))
-    top = torch.randint(2 * padding + 1, (count,), generator=generator)
-    left = torch.randint(2 * padding + 1, (count,), generator=generator)
+    top = share.rows(torch.randint(2 * padding + 1, (share.whole,), generator=generator))
+    left = share.rows(torch.randint(2 * padding + 1, (share.whole,), generator=generator))
     rows = (top[:, None] + torch.arange(height))[:, None, :, None]
     columns = (left[:, None] + torch.arange(width))[:, None, None, :]
     channels = torch.arange(pixels.shape[1])[None, :, None, None]
     return padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
 
 
-def _color_jitter(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _color_jitter(pixels: Tensor, strength: float, generator: torch.Generator, share: Share) -> Tensor:
     """Brightness, then contrast, then saturation, each by a factor in [1 - strength, 1 + strength] an image."""
     x = pixels.float()
-    factors = 1 + strength * (2 * torch.rand(3, len(x), 1, 1, 1, generator=generator) - 1)
+    draws = share.rows(torch.rand(3, share.whole, 1, 1, 1, generator=generator), dim=1)
+    factors = 1 + strength * (2 * draws - 1)
     x = (x * factors[0]).clamp(0, 255)
     x = (factors[1] * x + (1 - factors[1]) * _grey(x).mean((1, 2, 3), keepdim=True)).clamp(0, 255)
     x = (factors[2] * x + (1 - factors[2]) * _grey(x)).clamp(0, 255)
@@ -66,19 +72,24 @@ def _grey(x: Tensor) -> Tensor:
     return (x * weights).sum(1, keepdim=True)
 
 
-def random_resized_boxes(sizes: Tensor, generator: torch.Generator, tries: int = 10) -> Tensor:
+def random_resized_boxes(
+    sizes: Tensor, generator: torch.Generator, tries: int = 10, share: Share | None = None
+) -> Tensor:
     """Draw one crop box an image: area 8..100 %, aspect 3/4..4/3, as torchvision's RandomResizedCrop does.
 
     Arguments:
     - sizes: (B, 2) width and height in pixels.
+    - share: which images of a batch these are; default: all.
 
     Returns (B, 4) boxes left, top, right, bottom in pixels; the largest central box of allowed aspect if no draw fits.
     """
     width, height = sizes[:, 0:1].double(), sizes[:, 1:2].double()
-    count = len(sizes)
-    area = width * height * (0.08 + 0.92 * torch.rand(count, tries, generator=generator).double())
+    share = share or Share.everything(len(sizes))
+    count = share.whole
+    area = width * height * (0.08 + 0.92 * share.rows(torch.rand(count, tries, generator=generator)).double())
     log_low, log_high = math.log(3 / 4), math.log(4 / 3)
-    aspect = torch.exp(log_low + (log_high - log_low) * torch.rand(count, tries, generator=generator).double())
+    draws = share.rows(torch.rand(count, tries, generator=generator)).double()
+    aspect = torch.exp(log_low + (log_high - log_low) * draws)
     w, h = torch.sqrt(area * aspect).round(), torch.sqrt(area / aspect).round()
     fits = (w > 0) & (h > 0) & (w <= width) & (h <= height)
     first = fits.to(torch.uint8).argmax(1, keepdim=True)
@@ -87,7 +98,7 @@ def random_resized_boxes(sizes: Tensor, generator: torch.Generator, tries: int =
     fallback_h = torch.minimum(height, (width * 4 / 3).round())
     found = fits.any(1, keepdim=True)
     w, h = torch.where(found, w, fallback_w), torch.where(found, h, fallback_h)
-    corner = torch.rand(count, 2, generator=generator).double()
+    corner = share.rows(torch.rand(count, 2, generator=generator)).double()
     left = torch.where(found, (corner[:, 0:1] * (width - w + 1)).floor(), ((width - w) / 2).floor())
     top = torch.where(found, (corner[:, 1:2] * (height - h + 1)).floor(), ((height - h) / 2).floor())
     return torch.cat([left, top, left + w, top + h], 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from btm_core.config import InputConfig
+from btm_core.data.shares import Share
 from btm_core.data.transforms import augment
 
 __all__ = ["VIEWS", "show"]
@@ -25,10 +26,17 @@ __all__ = ["VIEWS", "show"]
 VIEWS = ("standard", "randaugment", "autoaugment", "simclr")
 
 
-def show(view: str, pixels: Tensor, config: InputConfig, generator: torch.Generator) -> Tensor:
-    """Return pixels (B, K, S, S) uint8 as a view shows them: same shape and type."""
+def show(
+    view: str, pixels: Tensor, config: InputConfig, generator: torch.Generator, share: Share | None = None
+) -> Tensor:
+    """Return pixels (B, K, S, S) uint8 as a view shows them: same shape and type.
+
+    `share` says which images of a batch these are. Only "standard" knows how to show a part of a batch as it would
+    show it in the whole; no method that trains on several GPUs needs another view.
+    """
     if view == "standard":
-        return augment(pixels, config, generator)
+        return augment(pixels, config, generator, share)
+    assert share is None or share.whole == len(pixels)
     if view != "simclr" or not config.decode_once:  # simclr cuts its own crops, unless decoding did
         pixels = augment(pixels, config, generator)
     policy = _policy(view, config.size, config.decode_once)

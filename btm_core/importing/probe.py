@@ -44,7 +44,7 @@ def probe(model: Classifier, catalog: Catalog, view: InputConfig, images: int = 
     chance = 1 / catalog.num_classes
     warnings = []
     if best > 2 * report.accuracy and best > 1.5 * luck:
-        by_count = sorted_by_count(catalog.train_counts)
+        by_count = sorted_by_count(catalog.uncarved_counts)
         renamed = (by_count[predicted] == split.labels).mean()
         cure = (
             "import with --sorted-by-count: that order explains it"

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from btm_core.config import PretrainConfig
-from btm_core.config.methods import OTmixOptions
+from btm_core.config.methods import OTmixOptions, check_processes
 from btm_core.data.dataset import LabelledImages
+from btm_core.distributed import Group
 from btm_core.models import Classifier
 from btm_core.objectives import Objective
 from btm_core.sampling import weighted_order
@@ -44,12 +45,17 @@ def stage1_trainer(
     seed: int,
     precision: str = "float32",
     device: torch.device | None = None,
+    group: Group | None = None,
 ) -> Trainer:
     """Return the trainer of stage 1: iterate over it, and `model` is trained.
 
     Arguments:
     - data: the long-tailed training set; train_counts: (C,) its images a class.
+    - group: the processes that train it together, if there are several.
     """
+    if group is not None:
+        check_processes(config.method, group.size)
+        group.prepare(model)  # before the objective takes hold of the modules it trains
     objective = stage1_objective(model, train_counts, config, precision, seed)
     name = ("pretrain", seed)
 
@@ -58,4 +64,4 @@ def stage1_trainer(
         return torch.from_numpy(weighted_order(data.labels.numpy(), len(data), config.method.balance, *name, epoch))
 
     companion = balanced if objective.second_stream else None
-    return Trainer(objective, data, config, seed=name, companion=companion, device=device)
+    return Trainer(objective, data, config, seed=name, companion=companion, device=device, group=group)

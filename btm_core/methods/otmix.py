@@ -114,7 +114,7 @@ class OTmix(Objective):
     def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
         deferred = self.options.reweight_from
         weights = self.deferred_weights if deferred is not None and self.epoch >= deferred else None
-        return F.cross_entropy(logits, y, weights)
+        return F.cross_entropy(logits, y, None if weights is None else weights.to(logits.dtype))
 
 
 def paste(front: Tensor, back: Tensor, beta: float, draws: torch.Generator) -> tuple[Tensor, float]:

@@ -9,7 +9,7 @@ from btm_core.models.cifar_resnet import CifarResNet
 from btm_core.models.small_cnn import SmallCNN
 from btm_core.seeding import derive_seed
 
-__all__ = ["Classifier", "build_model", "trainable_modules"]
+__all__ = ["Classifier", "build_model", "needs_torchvision", "trainable_modules"]
 
 CIFAR_DEPTHS = {"resnet20": 20, "resnet32": 32, "resnet44": 44, "resnet56": 56}
 
@@ -48,6 +48,11 @@ def build_model(backbone: str, num_classes: int, channels: int = 3, seed: int = 
         return _torchvision_resnet(backbone, num_classes, channels)
 
 
+def needs_torchvision(backbone: str) -> bool:
+    """Whether a backbone is built by torchvision."""
+    return backbone != "small_cnn" and backbone not in CIFAR_DEPTHS
+
+
 def _torchvision_resnet(backbone: str, num_classes: int, channels: int) -> Classifier:
     """ResNet and ResNeXt of torchvision, without its head. Imported here: torchvision takes seconds to import."""
     from torchvision.models import resnet
@@ -72,7 +77,7 @@ def trainable_modules(model: Classifier, part: str) -> list[nn.Module]:
     - last_block_head_and_norms: the last block, the head, and every BN, as GPaCo on Places-LT.
     """
     last = [model.backbone.get_submodule(model.last_block), model.head]
-    norms = [module for module in model.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.backbone.modules() if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))]
     inside = {id(module) for module in last[0].modules()}
     parts: dict[str, list[nn.Module]] = {
         "all": [model],

@@ -104,10 +104,10 @@ def test_cifar100_python_layout_gives_what_the_binary_layout_does(
     for split in (binary.train, binary.test):
         assert split.pixels is not None
         batch = {b"data": split.pixels.reshape(len(split), -1), b"fine_labels": split.labels.tolist()}
-        data = pickle.dumps(batch, protocol=2)
+        data = pickle.dumps(batch, protocol=3)
         (folder / split.name).write_bytes(data)
         md5[split.name] = hashlib.md5(data).hexdigest()
-    meta = pickle.dumps({b"fine_label_names": [name.encode() for name in binary.class_names]}, protocol=2)
+    meta = pickle.dumps({b"fine_label_names": [name.encode() for name in binary.class_names]}, protocol=3)
     (folder / "meta").write_bytes(meta)
     with pytest.raises(DataError, match="not the official file"):
         cifar_module.read_cifar100(tmp_path, download=False)
@@ -329,12 +329,6 @@ def test_undecodable_and_truncated_images_are_named(digit_images: Path) -> None:
         pack_files(str(digit_images), paths, None, 1)
     assert first.name in str(error.value)
     assert second.name in str(error.value)
-
-
-def test_a_decompression_bomb_is_refused(digit_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DataError, match="decompression bomb"):
-        pack_files(str(digit_images), ["train/digit-0/0000.png"], 8, 1)
 
 
 def test_class_names_and_columns_are_checked(digit_images: Path) -> None:

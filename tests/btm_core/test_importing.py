@@ -8,13 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Btm, small_experiment, write_lists
+from conftest import SMALL_INPUT, Btm, small_experiment, write_lists
 from torch import Tensor
 
-from btm_core.checkpoints import load_backbone, load_into, save_tensors
+from btm_core.checkpoints import (
+    CheckpointMetadata,
+    check_classes,
+    load_backbone,
+    load_checkpoint,
+    load_into,
+    read_metadata,
+    save_checkpoint,
+    save_tensors,
+)
+from btm_core.config import DataConfig
+from btm_core.data import scan
 from btm_core.errors import CheckpointError
 from btm_core.importing import import_checkpoint
-from btm_core.importing.probe import sorted_by_count
+from btm_core.importing.probe import probe, sorted_by_count
 from btm_core.models import Classifier, build_model
 
 C = 7
@@ -171,6 +182,212 @@ def test_a_part_that_does_not_fit_is_refused(change: Any, message: str, tmp_path
         import_checkpoint(tmp_path / "a.pth")
 
 
+def extra_scaling(model: Classifier) -> dict[str, Any]:
+    return torchvision(model) | {"fc.learned_norm": torch.full((1, C), 2.0)}
+
+
+def extra_head(model: Classifier) -> dict[str, Any]:
+    file = mislas(model)
+    file["state_dict_classifier"] |= {"fc2.weight": torch.zeros(2, 2), "scale": torch.full((1,), 2.0)}
+    return file
+
+
+def extra_paco(model: Classifier) -> dict[str, Any]:
+    file = paco(model)
+    file["state_dict"]["module.linear.scale"] = torch.full((1,), 2.0)
+    return file
+
+
+def two_scalings(model: Classifier) -> dict[str, Any]:
+    norms = {"learned_norm": torch.ones(1, C), "module.other": torch.full((1, C), 2.0)}
+    return mislas(model) | {"state_dict_lws_model": norms}
+
+
+@pytest.mark.parametrize(
+    ("make", "left_over"),
+    [
+        (extra_scaling, ["fc.learned_norm"]),
+        (extra_head, ["state_dict_classifier/fc2.weight", "state_dict_classifier/scale"]),
+        (extra_paco, ["linear.scale"]),
+        (two_scalings, ["state_dict_lws_model/other"]),
+    ],
+)
+def test_what_the_head_has_besides_a_linear_layer_is_refused(make: Any, left_over: list[str], tmp_path: Path) -> None:
+    torch.save(make(build_model("resnet20", C)), tmp_path / "a.pth")
+    with pytest.raises(CheckpointError) as error:
+        import_checkpoint(tmp_path / "a.pth")
+    assert all(f"unknown: {name}" in str(error.value) for name in left_over)
+    imported = import_checkpoint(tmp_path / "a.pth", drop=left_over)
+    assert {imported.dropped[name] for name in left_over} == {"asked for by --drop"}
+    imported = import_checkpoint(tmp_path / "a.pth", backbone_only=True)
+    assert set(left_over) <= set(imported.dropped)
+
+
+@pytest.mark.parametrize(("key", "ema"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_averaged_weights_are_told_or_taken(key: str, ema: str, tmp_path: Path) -> None:
+    plain, averaged = build_model("resnet20", C, seed=1), build_model("resnet20", C, seed=2)
+    states = {key: torchvision(plain), ema: prefixed(torchvision(averaged), "module.")}
+    states[ema]["n_averaged"] = torch.tensor(7)
+    others = {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}, "epoch": 3, "metric": torch.tensor(0.5)}
+    torch.save({**states, **others}, tmp_path / "a.pth")
+    imported = import_checkpoint(tmp_path / "a.pth")
+    assert torch.equal(imported.tensors["head.weight"], plain.head.weight)
+    assert "--ema" in imported.dropped[f"{ema}/module.fc.weight"]
+    assert "optimizer/state/0/momentum_buffer" in imported.dropped
+    assert not any(name.startswith("metric") for name in imported.dropped)  # a figure, no weights
+    imported = import_checkpoint(tmp_path / "a.pth", ema=True)
+    assert torch.equal(imported.tensors["head.weight"], averaged.head.weight)
+    assert any("fc.weight" in name and "not averaged" in name for name in imported.dropped)
+    assert not any("ema" in name for name in imported.dropped)
+    torch.save({key: states[key]}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"--ema needs .* found: none"):
+        import_checkpoint(tmp_path / "a.pth", ema=True)
+
+
+def test_mappings_of_tensors_beside_those_that_are_read_are_told(tmp_path: Path) -> None:
+    model = build_model("resnet20", C)
+    for file in (mislas(model), decoupling(model), paco(model), torchvision(model)):
+        torch.save(file | {"prototypes": {"a": torch.zeros(2, 2)}, "centroids": torch.zeros(2)}, tmp_path / "a.pth")
+        imported = import_checkpoint(tmp_path / "a.pth", drop=["backbone.centroids", "centroids"])
+        assert {"prototypes/a", "centroids"} <= set(imported.dropped)
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "module.module.", "_orig_mod.", "_orig_mod.module."])
+def test_wrappers_may_lie_in_any_order(prefix: str, tmp_path: Path) -> None:
+    model = build_model("resnet20", C)
+    file = otmix(model)
+    file["state_dict"] = {prefix + name.removeprefix("module."): t for name, t in file["state_dict"].items()}
+    torch.save(file, tmp_path / "a.pth")
+    assert torch.equal(import_checkpoint(tmp_path / "a.pth").tensors["head.weight"], model.head.weight)
+    file["state_dict"]["linear.weight"] = torch.zeros(C, 64)
+    torch.save(file, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=r"linear\.weight is there twice"):
+        import_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bn1.weight", torch.full((16,), torch.nan), r"bn1\.weight: NaN or infinite"),
+        ("linear.bias", torch.full((C,), torch.inf), r"linear\.bias: NaN or infinite"),
+        ("conv1.weight", torch.ones(16, 3, 3, 3, dtype=torch.int64), r"conv1\.weight: torch\.int64"),
+        ("linear.weight", torch.zeros(C), r"linear\.weight has shape \(7,\)"),
+        ("conv1.weight", torch.zeros(3), r"conv1\.weight: \(3,\), resnet20 has"),
+        ("bn1.num_batches_tracked", torch.zeros(2), r"num_batches_tracked: \(2,\)"),
+    ],
+)
+def test_values_that_are_no_weights_are_refused_by_name(name: str, value: Tensor, message: str, tmp_path: Path) -> None:
+    file = otmix(build_model("resnet20", C))
+    assert f"module.{name}" in file["state_dict"]
+    file["state_dict"][f"module.{name}"] = value
+    torch.save(file, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=message):
+        import_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("scale", [torch.ones(1, 5), torch.full((1, C), torch.nan), torch.ones(1, C).long()])
+def test_a_scaling_that_does_not_fit_is_refused(scale: Tensor, tmp_path: Path) -> None:
+    torch.save(mislas(build_model("resnet20", C)) | {"state_dict_lws_model": {"learned_norm": scale}}, tmp_path / "a")
+    with pytest.raises(CheckpointError, match="state_dict_lws_model/learned_norm"):
+        import_checkpoint(tmp_path / "a")
+
+
+def test_the_backbone_of_a_normed_head_can_be_taken(tmp_path: Path) -> None:
+    """What the refusal advises."""
+    file = mislas(build_model("resnet32", C))
+    change_normed(file)
+    torch.save(file, tmp_path / "a.pth")
+    imported = import_checkpoint(tmp_path / "a.pth", backbone_only=True)
+    assert imported.num_classes is None
+    assert "state_dict_classifier/fc.weight" in imported.dropped
+
+
+OWN = CheckpointMetadata(
+    backbone="resnet20",
+    channels=3,
+    size=32,
+    mean=(0.5,) * 3,
+    std=(0.2,) * 3,
+    class_names=tuple("abcdefg"),
+    train_counts=tuple(range(C)),
+    stage="merge",
+)
+
+
+def test_a_checkpoint_of_ours_keeps_its_class_map(btm: Btm, tmp_path: Path) -> None:
+    save_checkpoint(build_model("resnet20", C), tmp_path / "own.safetensors", OWN)
+    done = btm("import-checkpoint", "own.safetensors", "-o", "new.safetensors", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metadata = read_metadata(tmp_path / "new.safetensors")
+    assert metadata is not None
+    kept = {"class_names", "train_counts", "backbone", "size", "mean", "std", "channels"}
+    assert metadata.model_dump(include=kept) == OWN.model_dump(include=kept)
+    check_classes(tmp_path / "new.safetensors", tuple("abcdefg"))
+    with pytest.raises(CheckpointError, match="in another order"):
+        check_classes(tmp_path / "new.safetensors", tuple("gfedcba"))
+
+
+def test_a_checkpoint_of_ours_is_put_into_the_order_of_the_data(btm: Btm, digit_images: Path, tmp_path: Path) -> None:
+    import yaml
+
+    raw = small_experiment(format="image_folder", root=str(digit_images))
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(raw))
+    model = build_model("small_cnn", 3, 1)
+    names = ("digit-2", "digit-0", "digit-1")
+    own = OWN.model_copy(update={"backbone": "small_cnn", "channels": 1, "size": 8, "mean": (0.3,), "std": (0.4,)})
+    own = own.model_copy(update={"class_names": names, "train_counts": (5, 20, 8)})
+    save_checkpoint(model, tmp_path / "own.safetensors", own)
+    done = btm("import-checkpoint", "own.safetensors", "-o", "new.safetensors", "--data=digits.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    new, metadata = load_checkpoint(tmp_path / "new.safetensors")
+    assert (metadata.class_names, metadata.train_counts) == (("digit-0", "digit-1", "digit-2"), (20, 8, 5))
+    assert torch.equal(new.head.weight, model.head.weight[[1, 2, 0]])
+
+
+def test_a_probe_that_fails_leaves_no_file(digit_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+    from typer.testing import CliRunner
+
+    from flows.cli import app
+
+    raw = small_experiment(format="image_folder", root=str(digit_images))
+    (tmp_path / "digits.yaml").write_text(yaml.safe_dump(raw))
+    save_tensors(build_model("small_cnn", 3, 1).state_dict(), tmp_path / "own.safetensors")
+    images = list((digit_images / "test").rglob("*.png"))
+
+    def broken(*arguments: Any) -> None:
+        for image in images:
+            image.unlink()
+        return original(*arguments)
+
+    from flows import import_checkpoint as command
+
+    original = command._probe
+    monkeypatch.setattr(command, "_probe", broken)
+    folder = tmp_path / "out"
+    arguments = [str(tmp_path / "own.safetensors"), "-o", str(folder / "new.safetensors")]
+    done = CliRunner().invoke(app, ["import-checkpoint", *arguments, "--data", str(tmp_path / "digits.yaml")])
+    assert done.exit_code != 0
+    assert list(folder.iterdir()) == []
+
+
+def test_an_import_that_cannot_be_written_is_one_message(btm: Btm, tmp_path: Path) -> None:
+    torch.save(mislas(build_model("resnet20", C)), tmp_path / "a.pth")
+    (tmp_path / "file").write_text("")
+    for output in ("file/new.safetensors", "."):
+        done = btm("import-checkpoint", "a.pth", "-o", output, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "cannot be written" in done.stderr
+    torch.save(
+        mislas(build_model("resnet20", C)) | {"state_dict_lws_model": {"learned_norm": torch.ones(1, 5)}},
+        tmp_path / "a.pth",
+    )
+    done = btm("import-checkpoint", "a.pth", "-o", "x.safetensors", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_what_is_dropped_by_hand_is_told(tmp_path: Path) -> None:
     file = mislas(build_model("resnet32", C))
     change_unknown(file)
@@ -207,8 +424,12 @@ class Trap:
 
 def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
     torch.save({**mislas(build_model("resnet20", C)), "args": Trap(tmp_path / "ran")}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="is not run to find out"):
+    with pytest.raises(CheckpointError, match="would run, so it is not loaded") as error:
         import_checkpoint(tmp_path / "a.pth")
+    message = str(error.value)
+    assert "names code (" in message
+    assert "\x1b" not in message and "\n" not in message
+    assert "weights_only" not in message and "add_safe_globals" not in message
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(Trap(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()  # the trap works
@@ -217,9 +438,11 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 def test_a_broken_file_is_one_clear_error(tmp_path: Path) -> None:
     torch.save(torchvision(build_model("resnet20", C)), tmp_path / "a.pth")
     data = (tmp_path / "a.pth").read_bytes()
-    (tmp_path / "a.pth").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="no readable checkpoint"):
-        import_checkpoint(tmp_path / "a.pth")
+    for broken in (data[: len(data) // 2], b"plain text\n", b"\x80\x02(K", b""):
+        (tmp_path / "a.pth").write_bytes(broken)
+        with pytest.raises(CheckpointError, match="no readable checkpoint") as error:
+            import_checkpoint(tmp_path / "a.pth")
+        assert "\n" not in str(error.value)
     with pytest.raises(CheckpointError, match="does not exist"):
         import_checkpoint(tmp_path / "b.pth")
 
@@ -252,12 +475,25 @@ def test_classes_are_sorted_by_count_then_id() -> None:
     assert sorted_by_count(np.array([5, 9, 5, 20, 9])).tolist() == [3, 1, 4, 0, 2]
 
 
+def test_a_probe_near_chance_warns() -> None:
+    """A model that says one class to everything: no renaming helps, so its classes are not called permuted."""
+    config = DataConfig(format="digits", imbalance_factor=50, input=SMALL_INPUT)  # type: ignore[arg-type]
+    catalog = scan(config)
+    model = build_model("small_cnn", 10, 1)
+    with torch.no_grad():
+        model.head.bias[4] = 1e3
+    found = probe(model, catalog, config.input, images=200)
+    assert (found.images, found.accuracy, found.relabelled_accuracy) == (200, 0.1, 0.1)
+    [warning] = found.warnings
+    assert "accuracy is 10.0 %, near chance (10.0 %)" in warning
+    assert "normalised otherwise" in warning
+
+
 def test_the_command_proves_an_import_and_sees_permuted_classes(btm: Btm, digit_images: Path, tmp_path: Path) -> None:
     """Train on real images, hand the model on as a MiSLAS checkpoint with its classes re-indexed, and import it."""
     import yaml
 
     from btm_core.config import load_experiment
-    from btm_core.data import scan
     from btm_core.data.dataset import ImageFiles, LabelledImages
     from btm_core.training import part_trainer
 

@@ -41,14 +41,14 @@ def test_label_aware_smoothing_against_numpy(batch, shape, weight) -> None:  # t
     log_p = np.log(softmax(logits.detach().numpy(), axis=1))
     y = targets.numpy()
     expected = np.mean(-(1 - epsilon[y]) * log_p[np.arange(32), y] - epsilon[y] * log_p.mean(1))
-    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-12)
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), logits)
 
 
 def test_equal_smoothing_is_the_label_smoothing_of_torch(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     logits, targets = batch
     loss = LabelAwareSmoothing(COUNTS, 0.2, 0.2)(logits, targets)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, targets, label_smoothing=0.2), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets, label_smoothing=0.2), rtol=1e-12, atol=0)
 
 
 def test_the_head_is_smoothed_most() -> None:
@@ -56,7 +56,7 @@ def test_the_head_is_smoothed_most() -> None:
     assert epsilon[0].item() == pytest.approx(0.4)
     assert epsilon[-1].item() == pytest.approx(0.1)
     assert (epsilon.diff() < 0).all()
-    assert torch.equal(LabelAwareSmoothing([7, 7], 0.4, 0.1).epsilon, torch.full((2,), 0.4))
+    assert torch.equal(LabelAwareSmoothing([7, 7], 0.4, 0.1).epsilon, torch.full((2,), 0.4, dtype=torch.float64))
 
 
 def test_balanced_softmax_against_numpy(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -64,10 +64,10 @@ def test_balanced_softmax_against_numpy(batch: tuple[torch.Tensor, torch.Tensor]
     loss = BalancedSoftmax(COUNTS)
     weighted = COUNTS * np.exp(logits.detach().numpy())
     p = weighted[np.arange(32), targets.numpy()] / weighted.sum(1)
-    assert loss(logits, targets).item() == pytest.approx(-np.log(p).mean(), rel=1e-6)
+    assert loss(logits, targets).item() == pytest.approx(-np.log(p).mean(), rel=1e-12)
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), logits)
     torch.testing.assert_close(
-        BalancedSoftmax([3, 3, 3, 3])(logits, targets), F.cross_entropy(logits, targets), rtol=1e-6, atol=0
+        BalancedSoftmax([3, 3, 3, 3])(logits, targets), F.cross_entropy(logits, targets), rtol=1e-12, atol=0
     )
 
 
@@ -80,8 +80,21 @@ def test_geometric_mean_loss_against_numpy(batch: tuple[torch.Tensor, torch.Tens
     p = np.clip(weighted[np.arange(32), y] / weighted.sum(1), 1e-5, 1)
     terms = [-math.log(p[y == c].mean()) for c in np.unique(y)]
     expected = np.mean(np.power(terms, power)) ** (1 / power)
-    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+    assert loss(logits, targets).item() == pytest.approx(expected, rel=1e-12)
     assert torch.autograd.gradcheck(lambda z: loss(z, targets), logits)
+
+
+def test_the_geometric_mean_loss_bounds_the_loss_of_a_hopeless_class() -> None:
+    logits = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 3, 3])
+    hopeless = logits - 50 * F.one_hot(torch.tensor([1, 3, 3]), 4)  # class 3 has a probability of 1e-24
+    loss = GeometricMeanLoss(COUNTS)(hopeless, targets)
+    weighted = COUNTS * np.exp(hopeless.detach().numpy())
+    right = (weighted / weighted.sum(1, keepdims=True))[0, 0]
+    assert loss.item() == pytest.approx((-math.log(right) - math.log(1e-5)) / 2, rel=1e-12)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad[0].abs().sum() > 0 and logits.grad[1:].abs().sum() == 0
 
 
 @pytest.mark.parametrize(

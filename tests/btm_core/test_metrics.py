@@ -66,10 +66,14 @@ def test_the_paper_example() -> None:
 
 
 def test_group_borders() -> None:
-    # many > 100, 20 <= medium <= 100, few < 20
-    targets = np.arange(4)
-    report = recall_report(targets, [0, 1, 2, 0], [101, 100, 20, 19])
-    assert (report.many, report.medium, report.few) == (1.0, 1.0, 0.0)
+    # many > 100, 20 <= medium <= 100, few < 20; each class at a border has a recall of its own
+    shares = {101: 1.0, 100: 0.2, 20: 0.6, 19: 0.9}
+    targets = np.repeat(np.arange(4), 10)
+    predictions = np.concatenate(
+        [np.where(np.arange(10) < 10 * r, c, (c + 1) % 4) for c, r in enumerate(shares.values())]
+    )
+    report = recall_report(targets, predictions, list(shares))
+    assert (report.many, report.medium, report.few) == (1.0, pytest.approx(0.4), pytest.approx(0.9))
 
 
 def test_the_floor_is_for_means_alone() -> None:

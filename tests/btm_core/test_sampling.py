@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -73,18 +74,67 @@ def test_class_aware_order_visits_classes_equally(labels: np.ndarray, length: in
         )  # each image equally often
 
 
-@pytest.mark.parametrize(("factor", "images"), [(100, 10_847), (50, 12_608), (10, 19_573)])
-def test_the_published_cifar100_cut(cifar100: Path, factor: float, images: int) -> None:
+CUTS = {  # imbalance factor: images; sha256 of the positions of 500 labels a class in order; of the official labels
+    100: (
+        10_847,
+        "b56cfff7465dadc1cd15f6ef246e2b5e2be1cfcb2955f4b6513457ed62e242e1",
+        "e0d58a4d2700c46062da852554e5d185bbee74d3c612b052ea2a839bdadf939e",
+    ),
+    50: (
+        12_608,
+        "e5ac61a96010229490b143de984ac562bf22e3df21ac199ab81c40c3ae698e3b",
+        "561fa940cc7d3551d441643e310c7e439bf84f86b7863a3f7364963522d2984a",
+    ),
+    10: (
+        19_573,
+        "3950dc0679f02be33f238f9c385d11dcdfb29c0365762082aa42f43fdf75bb60",
+        "b4fbf1bf0a7f33381467493f50b953ce21b03a2b6d45b0d5e8da5d95d9ffd736",
+    ),
+}
+
+
+def digest(positions: np.ndarray) -> str:
+    return hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize("factor", CUTS)
+def test_the_cut_is_the_published_one_image_by_image(factor: int) -> None:
+    """The digests are of the published procedure, written down once more below, and of nothing else."""
+    images, pinned, _ = CUTS[factor]
+    labels = np.repeat(np.arange(100), 500)
+    kept = long_tail_indices(labels, factor)
+    assert len(kept) == images
+    assert digest(kept) == pinned
+    random = np.random.RandomState(0)  # the published code seeds NumPy's global generator, which is one of these
+    chosen = []
+    for c, count in enumerate(int(500 * (1 / factor) ** (c / 99)) for c in range(100)):
+        own = np.where(labels == c)[0]
+        random.shuffle(own)
+        chosen.append(own[:count])
+    np.testing.assert_array_equal(kept, np.concatenate(chosen))
+    assert digest(long_tail_indices(labels, factor, seed=1)) != pinned
+
+
+@pytest.mark.parametrize("factor", CUTS)
+def test_the_published_cifar100_cut(cifar100: Path, factor: int) -> None:
     records = np.fromfile(cifar100 / "cifar-100-binary" / "train.bin", np.uint8).reshape(-1, 3074)
     labels = records[:, 1].astype(np.int64)
+    images, _, pinned = CUTS[factor]
     kept = long_tail_indices(labels, factor)
     assert len(kept) == images == len(set(kept.tolist()))
+    assert digest(kept) == pinned
     counts = class_counts(labels[kept], 100)
     assert (counts[0], counts[-1]) == (500, int(500 / factor))
     assert (np.diff(counts) <= 0).all()
-    if factor == 100:
-        found = profile(counts)
-        assert (found.many, found.medium, found.few) == (35, 35, 30)
+
+
+def test_the_groups_of_cifar100_lt() -> None:
+    counts = [int(500 * 0.01 ** (c / 99)) for c in range(100)]
+    found = profile(counts)
+    assert (found.images, found.largest, found.smallest) == (10_847, 500, 5)
+    assert (found.many, found.medium, found.few) == (35, 35, 30)
+    edges = profile([101, 100, 20, 19])
+    assert (edges.many, edges.medium, edges.few) == (1, 2, 1)
 
 
 def test_the_published_places_lists(published_lists: Path) -> None:

@@ -3,7 +3,7 @@ import pytest
 
 from btm_core.errors import DataError
 from btm_core.metrics import recall_report
-from btm_core.statistics import paired_differences, resampled_recall, spread
+from btm_core.statistics import class_differences, paired_differences, resampled_recall, spread
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
@@ -30,12 +30,29 @@ def test_differences_are_those_of_the_recall_report_and_lie_in_their_interval() 
     better = np.where(random.random(250) < 0.8, y, (y + 1) % 5)
     found = paired_differences(y, worse, better)
     reports = [recall_report(y, p, [10] * 5) for p in (worse, better)]
+    worst = [float(report.recall.min()) for report in reports]  # 5 % of so few classes: one
+    assert found.pop("worst_mean").mean == pytest.approx(worst[1] - worst[0], abs=1e-12)
     for name, difference in found.items():
         expected = getattr(reports[1], name) - getattr(reports[0], name)
         assert difference.mean == pytest.approx(expected, abs=1e-12)
         assert difference.low < difference.high
     assert found["mean_recall"].low > 0
     assert found["mean_recall"].low < found["mean_recall"].mean < found["mean_recall"].high
+
+
+@pytest.mark.parametrize("floor", [{}, {"floor": 1e-5}])
+def test_a_class_never_right_counts_as_in_the_recall_report(floor: dict[str, float]) -> None:
+    y = np.repeat(np.arange(4), 25)
+    worse, better = np.where(y == 3, 0, y), np.where((y == 3) & (np.arange(100) % 5 > 0), 0, y)
+    found = paired_differences(y, worse, better, **floor)
+    reports = [recall_report(y, p, [10] * 4, **floor) for p in (worse, better)]
+    assert reports[0].h_mean == pytest.approx(4 / (3 + 1 / floor.get("floor", 1e-3)))
+    worst = [float(report.recall.min()) for report in reports]  # 5 % of so few classes: one
+    assert found.pop("worst_mean").mean == pytest.approx(worst[1] - worst[0], abs=1e-12)
+    for name, difference in found.items():
+        expected = getattr(reports[1], name) - getattr(reports[0], name)
+        assert difference.mean == pytest.approx(expected, abs=1e-12)
+    assert found["h_mean"].high > found["h_mean"].low > 0
 
 
 def test_resampling_equals_drawing_images_one_by_one() -> None:
@@ -72,3 +89,32 @@ def test_unpaired_runs_are_refused() -> None:
         paired_differences([0, 1], [[0, 1]], [[0, 1], [1, 1]])
     with pytest.raises(DataError, match=r"\(M, N\)"):
         resampled_recall([0, 1], [[0, 1, 1]])
+
+
+def test_the_worst_share_is_each_models_own() -> None:
+    y = np.repeat(np.arange(40), 10)
+    first = np.where((y < 2) & (np.arange(400) % 10 < 4), 39, y)  # classes 0 and 1: 60 %
+    second = np.where(((y == 7) | (y == 8)) & (np.arange(400) % 10 < 2), 39, y)  # 7 and 8: 80 %
+    assert paired_differences(y, first, second)["worst_mean"].mean == pytest.approx(0.2)
+    assert paired_differences(y, first, second, worst_share=0.1)["worst_mean"].mean == pytest.approx(0.1)
+
+
+def test_groups_of_classes_are_figures_too() -> None:
+    y = np.repeat(np.arange(4), 10)
+    first = np.where((y == 1) & (np.arange(40) % 10 < 4), 3, y)  # class 1: 60 %
+    groups = {"few": np.array([False, True, True, False]), "none": np.zeros(4, bool)}
+    found = paired_differences(y, first, y, groups=groups)
+    assert found["few"].mean == pytest.approx(0.2) and found["few"].low > 0
+    assert "none" not in found
+
+
+def test_differences_of_classes_add_up_to_that_of_their_mean() -> None:
+    random = np.random.default_rng(5)
+    y = np.repeat(np.arange(6), 40)
+    first, second = (np.where(random.random(240) < share, y, (y + 1) % 6) for share in (0.5, 0.7))
+    classes = class_differences(y, first, second)
+    assert np.mean([d.mean for d in classes]) == pytest.approx(paired_differences(y, first, second)["mean_recall"].mean)
+    assert all(d.low <= d.mean <= d.high for d in classes)
+    assert [d.mean for d in class_differences(y, first, first)] == [0.0] * 6
+    wide, narrow = (class_differences(y, first, second, confidence=c)[0] for c in (0.99, 0.5))
+    assert wide.low < narrow.low < narrow.high < wide.high

@@ -178,7 +178,7 @@ def test_a_foreign_architecture_or_class_count_is_refused(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match="has 10 classes, the data set has 12"):
         load_into(build_model("resnet20", 12), tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"no checkpoint")
-    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         load_into(model, tmp_path / "b.safetensors")
 
 

@@ -71,7 +71,7 @@ def test_the_report(undisturbed: Undisturbed) -> None:
     assert 'src="http' not in html and 'href="http' not in html  # self-contained
     assert html.count("data:image/png;base64,") == 2
     for row in answer["models"]:
-        assert f"<td>{row['name']}</td><td>{100 * row['h_mean']:.1f}</td>" in html
+        assert f'<td class="text">{row["name"]}</td><td>{100 * row["h_mean"]:.1f}</td>' in html
     worst = report["lowest_classes"]
     assert len(worst) == 10
     assert [row["recall"] for row in worst] == sorted(row["recall"] for row in worst)
@@ -94,7 +94,8 @@ parent = client.get_run(sys.argv[2])
 children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{sys.argv[2]}'")
 print(json.dumps({
     "status": parent.info.status, "metrics": parent.data.metrics, "params": parent.data.params,
-    "artifacts": [f.path for f in client.list_artifacts(sys.argv[2])],
+    "artifacts": [f.path for f in client.list_artifacts(sys.argv[2])], "tags": parent.data.tags,
+    "figures": [f.path for f in client.list_artifacts(sys.argv[2], "figures")],
     "datasets": [d.dataset.digest for d in parent.inputs.dataset_inputs],
     "children": [{
         "name": c.data.tags["mlflow.runName"], "status": c.info.status, "metrics": sorted(c.data.metrics),
@@ -112,14 +113,18 @@ print(json.dumps({
     assert found["metrics"]["test/h_mean"] == pytest.approx(final["h_mean"])
     assert found["metrics"]["test/recall_few"] == pytest.approx(final["few"])
     assert found["params"]["finetune.epochs"] == "4"
-    assert {"experiment.json", "report.html", "report.json", "final.png"} <= set(found["artifacts"])
-    assert len(found["datasets"]) == 1
-    epochs = {"pretrain": 6, "finetune": 4, "post_train": 3}
-    assert len(found["children"]) == 1 + 3 + 2
+    assert {"experiment.json", "report.html", "report.json", "per_class_recall.json"} <= set(found["artifacts"])
+    assert "figures/final.png" in found["figures"]
+    assert found["tags"]["btm.report"] == answer["report"]
+    assert found["tags"]["btm.prefect_run"] and answer["report"] in found["tags"]["mlflow.note.content"]
+    assert len(set(found["datasets"])) == 2  # training and test
+    epochs = {"pretrain": 6, "finetune": 4, "merge": 0, "post_train": 3}
+    assert len(found["children"]) == 1 + 3 + 1 + 2
     for child in found["children"]:
         assert child["status"] == "FINISHED"
         assert [step for step, _ in child["losses"]] == list(range(1, 1 + epochs[child["name"].partition("/")[0]]))
         assert "test/h_mean" in child["metrics"]
+        assert ("system/cpu_utilization_percentage" in child["metrics"]) == (not child["name"].startswith("merge"))
 
 
 def test_a_second_run_trains_nothing_and_says_so(undisturbed: Undisturbed, btm: Btm) -> None:
@@ -236,7 +241,7 @@ def test_large_images_stay_files(btm: Btm, tmp_path: Path) -> None:
         store = tmp_path / ".btm/store/artifacts"
         [data] = (store / "data").iterdir()
         assert sorted(path.name for path in data.iterdir()) == [
-            *("dataset.json", "labels.safetensors", "manifest.json", "test.txt", "train.txt")
+            *("dataset.json", "digests.safetensors", "labels.safetensors", "manifest.json", "test.txt", "train.txt")
         ]
         for stage in ("finetune", "merge", "post_train", "evaluate"):
             shutil.rmtree(store / stage)

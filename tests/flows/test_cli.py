@@ -11,12 +11,19 @@ import pytest
 import yaml
 from conftest import Btm, small_experiment, write_digits, write_lists
 
+from btm_core.config import preset_text
+
 
 def test_presets(btm: Btm, tmp_path: Path) -> None:
     rows = json.loads(btm("presets", "--json", cwd=tmp_path).stdout)
     assert {"cifar100-lt", "cifar100-lt-cpu", "digits-lt"} <= {row["name"] for row in rows}
     assert all(set(row) == {"name", "source", "hardware", "published", "command"} for row in rows)
-    assert next(row for row in rows if row["name"] == "cifar100-lt")["published"]["h_mean"] == 36.3
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["cifar100-lt"]["published"]["h_mean"] == 36.3
+    assert by_name["cifar100-lt"]["command"] == "btm run cifar100-lt"
+    for name in ("places-lt", "places-lt-gpaco"):  # what they leave as it is would be random without a file
+        assert by_name[name]["command"] == f"btm run {name} --set pretrain.initial=FILE"
+    assert all(f"# Run: {row['command']}\n" in preset_text(row["name"]) for row in rows)
     listing = btm("presets", cwd=tmp_path).stdout
     assert all(row["name"] in listing for row in rows)
 
@@ -33,7 +40,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_cached_run_never_imports_torch() -> None:
     script = (
-        "import sys; import tasks.execution, tasks.worker, tasks.run, tasks.data;"
+        "import sys; import tasks.execution, tasks.engines.worker, tasks.run, tasks.data;"
         "print('torch' in sys.modules, 'prefect' in sys.modules, 'mlflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -81,6 +88,12 @@ def test_unknown_preset_and_bad_flag(btm: Btm, tmp_path: Path) -> None:
     assert btm("run", cwd=tmp_path).returncode == 2
 
 
+@pytest.mark.parametrize("options", [["places-lt"], ["places-lt-gpaco"], ["my.yaml", "--set=pretrain.train=head"]])
+def test_no_part_is_left_random_for_good(btm: Btm, own: Path, options: list[str]) -> None:
+    refused(btm("run", *options, cwd=own), "random without a file to start from", "pretrain.initial", "--backbone-only")
+    assert not (own / ".btm/prefect").exists()
+
+
 def test_bad_lists(btm: Btm, own: Path) -> None:
     file = own / "images" / "train.txt"
     good = file.read_text()
@@ -124,7 +137,7 @@ def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
 
 
 def test_a_tracking_server_that_cannot_be_used(btm: Btm, own: Path) -> None:
-    refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://user:***@x")
+    refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://***@x")
 
 
 def test_a_store_that_cannot_be_written(btm: Btm, own: Path) -> None:

@@ -1,15 +1,17 @@
 """Steps by themselves, without Prefect: addresses, refusals, resuming."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import small_experiment, write_digits, write_lists
+from family import worker_process
 
 from btm_core.config import ExperimentConfig, load_experiment
 from btm_core.errors import DataError
 from btm_core.storage import Artifact, Store
-from tasks.data import PrepareData, prepare_data
+from tasks.data import PrepareData, group_counts, prepare_data
 from tasks.events import listening, publish
 from tasks.execution import DeadlineError, WorkerDiedError, execute
 from tasks.finetune import Finetune
@@ -54,6 +56,33 @@ def test_data_have_the_same_address_wherever_they_lie(own: ExperimentConfig, sto
     assert artifact.address == address
 
 
+def test_a_carved_split_is_another_data_set_than_the_same_split_given(tmp_path: Path) -> None:
+    """Their groups differ: many, medium and few go by the counts before carving."""
+    from btm_core.data import scan
+
+    root = write_digits(tmp_path / "images", train=(20, 8, 6))
+    write_lists(root)
+    named = {"format": "list", "root": str(root), "train": "train.txt", "test": "test.txt"}
+    whole = ExperimentConfig.model_validate(small_experiment(**named))
+    carving = ExperimentConfig.model_validate(small_experiment(**named, validation_per_class=2))
+    catalog = scan(carving.data)
+    assert catalog.validation is not None
+    for split in (catalog.train, catalog.validation):
+        assert split.paths is not None
+        lines = [f"{path} {label}\n" for path, label in zip(split.paths, split.labels.tolist(), strict=True)]
+        (root / f"{split.name}-carved.txt").write_text("".join(lines))
+    files = {"train": "train-carved.txt", "validation": "validation-carved.txt"}
+    given = ExperimentConfig.model_validate(small_experiment(**(named | files)))
+    store = Store(str(tmp_path / "store"))
+    made = [perform(data_step(experiment), store, silent) for experiment in (whole, carving, given)]
+    assert len({artifact.address for artifact in made}) == 3
+    found = [store.read_json(artifact, "dataset.json") for artifact in made]
+    assert found[1]["splits"] == found[2]["splits"]
+    assert [description["train_counts"] for description in found] == [[20, 8, 6], [18, 6, 4], [18, 6, 4]]
+    assert [group_counts(description) for description in found] == [[20, 8, 6], [20, 8, 6], [18, 6, 4]]
+    assert [("uncarved_counts" in description) for description in found] == [False, True, False]
+
+
 def test_a_changed_image_or_label_is_another_data_set(own: ExperimentConfig, tmp_path: Path) -> None:
     assert own.data.root is not None
     first = data_step(own, tmp_path / "cache").address
@@ -78,6 +107,23 @@ def test_truncated_images_are_found_and_nothing_is_published(own: ExperimentConf
         perform(step, store, silent)
     assert victim.name in str(error.value)
     assert store.find(step.address) is None
+
+
+def test_long_transfers_are_told_as_those_of_their_step(
+    own: ExperimentConfig, settings: RuntimeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.progress import telling_progress
+
+    monkeypatch.setattr("btm_core.storage.folder.TELL_SECONDS", 0.0)
+    step = data_step(own)
+    heard: list[dict[str, Any]] = []
+    lines: list[str] = []
+    with listening(heard.append), telling_progress(lambda stage, text: lines.append(text), 0.0):
+        execute([step], settings)
+    transfers = [event for event in heard if event["event"] == "transfer"]
+    assert {event["step"] for event in transfers} == {step.address}
+    assert {event["verb"] for event in transfers} == {"sending"}
+    assert any("sending pixels.safetensors: 0 of 0 MB" in line for line in lines)
 
 
 def test_short_classes_can_be_refused(own: ExperimentConfig, store: Store) -> None:
@@ -145,27 +191,22 @@ ADDRESSES = {
 
 
 def test_a_step_survives_the_way_to_the_worker() -> None:
-    from pydantic import TypeAdapter
-
-    from tasks.worker import Work
+    from tasks.engines.orders import steps_from_json, steps_to_json
 
     data = Artifact(stage="data", address="data/x-0", digest="0" * 64)
     steps = [step for step in chain(load_experiment("digits-lt"), data).values() if step.in_worker]
-    sent = [step.model_dump(mode="json") for step in steps]
-    received = TypeAdapter(list[Work]).validate_python(sent)
+    received = steps_from_json(json.loads(json.dumps(steps_to_json(steps))))
     assert [step.address for step in received] == [step.address for step in steps]
 
 
 @pytest.fixture
 def settings(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RuntimeSettings:
-    return RuntimeSettings(home=tmp_path / ".btm", store=store.url, checkpoint_seconds=0)
+    return RuntimeSettings(home=tmp_path / ".btm", store=store.url, checkpoint_seconds=0, retries=0)
 
 
 def test_a_worker_goes_on_from_its_last_checkpoint(
     own: ExperimentConfig, store: Store, settings: RuntimeSettings
 ) -> None:
-    import psutil
-
     data = perform(data_step(own), store, silent)
     config = own.pretrain.model_copy(update={"epochs": 6})
     step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=config)
@@ -174,8 +215,7 @@ def test_a_worker_goes_on_from_its_last_checkpoint(
     def kill_after_three(event: dict[str, Any]) -> None:
         news.append(event)
         if event["event"] == "epoch" and event["epoch"] == 3:
-            [worker] = [p for p in psutil.Process().children() if "tasks.worker" in p.cmdline()]
-            worker.kill()
+            worker_process().kill()
 
     with listening(kill_after_three), pytest.raises(WorkerDiedError, match="SIGKILL"):
         execute([step], settings)
@@ -225,12 +265,12 @@ def test_a_deadline_ends_a_worker(own: ExperimentConfig, store: Store, settings:
 def test_all_threads_share_one_queue_of_slots(settings: RuntimeSettings) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    from tasks.execution import _slots
+    from tasks.engines.pool import pool_of
 
     with ThreadPoolExecutor(16) as pool:
-        queues = {id(queue) for queue in pool.map(lambda _: _slots(settings), range(64))}
+        queues = {id(queue) for queue in pool.map(lambda _: pool_of(settings), range(64))}
     assert len(queues) == 1
-    assert _slots(settings).qsize() == len(settings.slots())
+    assert pool_of(settings).qsize() == len(settings.slots())
 
 
 def test_a_checkpoint_of_other_classes_is_refused(own: ExperimentConfig, store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""HTML pages that need nothing beside them: templates of this package, with style and images inside."""
+
+import base64
+import io
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from matplotlib.figure import Figure
+
+__all__ = ["inline", "page_environment", "png", "render_page"]
+
+
+def page_environment() -> "Environment":
+    """Return jinja2's environment of this package's templates.
+
+    Filters: `percent` of a fraction, `points` of a difference of fractions (with its sign), `interval` of what has
+    `low` and `high`, all of them in percent, and n/a for None; `signed` of a difference of counts.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("btm_core", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "points": points, "interval": interval, "signed": signed}
+    return environment
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a template of this package filled in."""
+    return page_environment().get_template(template).render(**values)
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction in percent."""
+    return "n/a" if value is None else f"{100 * value:.1f}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in points of percent, with its sign."""
+    text = "n/a" if value is None else f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def signed(count: int) -> str:
+    """Return a difference of counts, with its sign."""
+    return f"{count:+d}" if count else "0"
+
+
+def interval(difference: dict[str, Any]) -> str:
+    """Return the interval of a difference in points of percent."""
+    return f"{points(difference['low'])} to {points(difference['high'])}"
+
+
+def png(figure: "Figure") -> bytes:
+    """Return a figure as PNG."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a legend's name in letters that the font lacks
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def inline(image: bytes) -> str:
+    """Return a PNG as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(image).decode()}"

@@ -1,0 +1,274 @@
+"""Models side by side on the same images: figures and classes with intervals, as a document, Markdown and HTML.
+
+A is the reference ("before"), B what is compared with it. `btm_core.comparison` has the other tables: of models over
+several runs. C classes.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from btm_core.evidence import Evidence, require_comparable
+from btm_core.metrics import recall_report, shot_groups
+from btm_core.pages import inline, interval, percent, png, points, render_page, signed
+from btm_core.statistics import Difference, class_differences, paired_differences, worst_mean
+
+__all__ = [
+    "FIGURES",
+    "LETTERS",
+    "Evaluated",
+    "cautions",
+    "cells",
+    "changes",
+    "most_lost",
+    "pair_document",
+    "pair_figures",
+    "pair_html",
+    "pair_markdown",
+    "side_by_side",
+    "side_by_side_html",
+]
+
+FIGURES = {
+    "h_mean": "H-mean",
+    "g_mean": "G-mean",
+    "lowest_recall": "Lowest recall",
+    "worst_mean": "Worst 5 %",
+    "accuracy": "Accuracy",
+    "mean_recall": "Mean recall",
+    "many": "Many",
+    "medium": "Medium",
+    "few": "Few",
+}
+"""The figures of a summary, fractions, and their headings."""
+
+LETTERS = "BCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""What the models that are compared with A are called, in order."""
+SHOWN = 50
+"""Of the classes that lost most, and of the lowest, so many are on a page."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A model and what it predicted.
+
+    - name: what to call it.
+    - kind: run, version or checkpoint.
+    - spec: how the user named it.
+    """
+
+    name: str
+    evidence: Evidence
+    kind: str = "model"
+    spec: str = ""
+
+    def facts(self, group_counts: NDArray[np.int64]) -> dict[str, Any]:
+        """Return what it is, and its figures; `group_counts` (C,) say what is many, medium and few."""
+        one = self.evidence
+        report = recall_report(one.targets, one.predictions, group_counts)
+        figures = {**report.summary(), "worst_mean": float(worst_mean(report.recall))}
+        names = {"spec": self.spec or self.name, "kind": self.kind, "name": self.name}
+        return {**names, **figures, "split": one.split, "split_hash": one.split_hash}
+
+
+def side_by_side(models: Sequence[Evaluated]) -> dict[str, Any]:
+    """Return the document of two or more models, each compared with the first.
+
+    It is that of the first two, and `others` holds those of the first with each further one. Raises DataError if two
+    cannot be compared.
+    """
+    require_comparable([model.evidence for model in models], [model.spec or model.name for model in models])
+    first, second, *rest = models
+    return {**pair_document(first, second), "others": [pair_document(first, other) for other in rest]}
+
+
+def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
+    """Return two models of one split side by side, JSON-ready: {a, b, per_class, summary}.
+
+    - a, b: what each is, and its figures.
+    - per_class: for each class in order its images, both recalls, and the difference b - a with its 95 % interval.
+    - summary: a, b, difference and interval of each figure, groups that are empty left out; `worse` and `better`, the
+        classes whose recall fell and rose, most first, `clear` where the whole interval is on that side of 0;
+        `new_zero_recall_classes` and `resolved_zero_recall_classes`.
+
+    Training images, and with them many, medium and few, are those of the first. Raises DataError if the two cannot be
+    compared.
+    """
+    require_comparable([first.evidence, second.evidence], [first.spec or first.name, second.spec or second.name])
+    one, two = first.evidence, second.evidence
+    a, b = first.facts(one.group_counts), second.facts(one.group_counts)
+    found = paired_differences(one.targets, one.predictions, two.predictions, groups=shot_groups(one.group_counts))
+    figures = {name: {"a": a[name], "b": b[name], **_json(found[name])} for name in FIGURES if name in found}
+    rows = _classes(one, two)
+    same = np.array_equal(one.train_counts, two.train_counts)
+    return {
+        "a": a,
+        "b": b,
+        "same_training_counts": same,
+        "per_class": rows,
+        "summary": figures | _changed(rows),
+    }
+
+
+def _classes(one: Evidence, two: Evidence) -> list[dict[str, Any]]:
+    differences = class_differences(one.targets, one.predictions, two.predictions)
+    group_of = {int(c): name for name, mask in shot_groups(one.group_counts).items() for c in np.flatnonzero(mask)}
+    before, after = one.report.recall.tolist(), two.report.recall.tolist()
+    return [
+        {
+            "class": c,
+            "name": name,
+            "group": group_of[c],
+            "train_images": int(one.train_counts[c]),
+            "test_images": int(one.test_counts[c]),
+            "a": before[c],
+            "b": after[c],
+            **_json(difference),
+        }
+        for c, (name, difference) in enumerate(zip(one.class_names, differences, strict=True))
+    ]
+
+
+def _json(difference: Difference) -> dict[str, float]:
+    return {"difference": difference.mean, "low": difference.low, "high": difference.high}
+
+
+def _changed(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return which classes changed, those that changed most first."""
+
+    def told(row: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {**{key: row[key] for key in ("class", "name", "difference")}, **more}
+
+    falling = sorted(rows, key=lambda row: (row["difference"], row["high"]))
+    rising = sorted(rows, key=lambda row: (-row["difference"], -row["low"]))
+    return {
+        "worse": [told(row, clear=row["high"] < 0) for row in falling if row["difference"] < 0],
+        "better": [told(row, clear=row["low"] > 0) for row in rising if row["difference"] > 0],
+        "new_zero_recall_classes": [told(row) for row in rows if row["b"] == 0 < row["a"]],
+        "resolved_zero_recall_classes": [told(row) for row in rows if row["a"] == 0 < row["b"]],
+    }
+
+
+def pair_figures(document: dict[str, Any], letter: str = "B") -> dict[str, bytes]:
+    """Return the figures of a pair as PNG: recall before against after, and both by training frequency."""
+    from btm_core.plots import recall_by_frequency, recall_scatter
+
+    rows = document["per_class"]
+    column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}
+    groups = {name: np.array([row["group"] == name for row in rows]) for name in ("many", "medium", "few")}
+    counts = column["train_images"]
+    scatter = recall_scatter(
+        column["a"], column["b"], counts, column["test_images"], groups, column["name"], "A", letter
+    )
+    by_frequency = recall_by_frequency(column["a"], column["b"], counts, "A", letter)
+    return {"scatter": png(scatter), "by_frequency": png(by_frequency)}
+
+
+def pair_html(document: dict[str, Any], letter: str = "B", shown: int = SHOWN) -> str:
+    """Return figures, tables and lists of one pair as a fragment of HTML, for a page with the style of `style.css`.
+
+    Of classes, the `shown` that lost most and the `shown` lowest are in it.
+    """
+    return render_page(
+        "pair.html.j2",
+        document=document,
+        headings=FIGURES,
+        images={name: inline(image) for name, image in pair_figures(document, letter).items()},
+        letter=letter,
+        cautions=cautions(document),
+        lost=most_lost(document, shown),
+        lowest=sorted(document["per_class"], key=lambda row: (row["b"], row["difference"]))[:shown],
+    )
+
+
+def side_by_side_html(document: dict[str, Any], shown: int = SHOWN) -> str:
+    """Return the document of `side_by_side` as one page that needs nothing beside it."""
+    from markupsafe import Markup
+
+    lettered = dict(zip(LETTERS, [document, *document["others"]], strict=False))
+    parts = {
+        letter: (changes(pair, letter), Markup(pair_html(pair, letter, shown))) for letter, pair in lettered.items()
+    }
+    models = {"A": document["a"], **{letter: pair["b"] for letter, pair in lettered.items()}}
+    images = sum(row["test_images"] for row in document["per_class"])
+    return render_page("side_by_side.html.j2", document=document, models=models, parts=parts, images=images)
+
+
+def pair_markdown(document: dict[str, Any], letter: str = "B", shown: int = 10) -> str:
+    """Return the figures of a pair, and the classes that lost most, as Markdown: for a Prefect artifact, say."""
+    a, b, summary = document["a"], document["b"], document["summary"]
+    lines = [f"**A** {_text(a['name'])} ({a['kind']}), **{letter}** {_text(b['name'])} ({b['kind']})", ""]
+    lines += [f"| | A | {letter} | {letter} - A | 95 % interval |", "|---|--:|--:|--:|--:|"]
+    for name, heading in FIGURES.items():
+        if name in summary:
+            lines.append(f"| {heading} | {' | '.join(cells(summary[name]))} |")
+    zero = (a["zero_recall_classes"], b["zero_recall_classes"])
+    lines.append(f"| Zero-recall classes | {zero[0]} | {zero[1]} | {signed(zero[1] - zero[0])} | |")
+    lines += ["", f"{_text(changes(document, letter))} Percent, of the {a['split']} split ({a['split_hash'][:12]})."]
+    lines += [f"\n**{caution}**" for caution in cautions(document)]
+    lost = most_lost(document, shown)
+    if lost:
+        lines += ["", f"| Lost most | Training images | Test images | A | {letter} | {letter} - A | 95 % interval |"]
+        lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    for row in lost:
+        images = f"{row['train_images']} | {row['test_images']}"
+        lines.append(f"| {_text(row['name'])} | {images} | {' | '.join(cells(row))} |")
+    if len(summary["worse"]) > shown:
+        lines += ["", f"... and {len(summary['worse']) - shown:,} more that lost."]
+    return "\n".join(lines) + "\n"
+
+
+def most_lost(document: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    """Return the rows of the classes that lost most, of those that lost."""
+    return [document["per_class"][lost["class"]] for lost in document["summary"]["worse"][:count]]
+
+
+def cautions(document: dict[str, Any]) -> list[str]:
+    """Return what a reader of a pair's figures has to know beside them."""
+    summary, found = document["summary"], []
+    missed = [
+        heading
+        for name, heading in FIGURES.items()
+        if name in summary and not summary[name]["low"] <= summary[name]["difference"] <= summary[name]["high"]
+    ]
+    if missed:
+        found.append(
+            f"The interval of {', '.join(missed)} does not hold the difference itself: with few test images a class, "
+            "more recalls are zero among resampled images than among all. Do not rely on it."
+        )
+    if not document["same_training_counts"]:
+        found.append(
+            "The two were trained on other numbers of images: training images, many, medium and few are those of A."
+        )
+    return found
+
+
+def cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Return the figures of a row as they are shown: A, B, difference, interval."""
+    return percent(row["a"]), percent(row["b"]), points(row["difference"]), interval(row)
+
+
+def changes(document: dict[str, Any], letter: str = "B") -> str:
+    """Say in one or two sentences how many classes changed, and which way."""
+    summary = document["summary"]
+    worse, better = ([row["clear"] for row in summary[side]] for side in ("worse", "better"))
+    same = len(document["per_class"]) - len(worse) - len(better)
+    text = (
+        f"Of {len(document['per_class']):,} classes, {letter} has a lower recall in {len(worse):,} "
+        f"({sum(worse):,} clearly), a higher one in {len(better):,} ({sum(better):,} clearly), the same in {same:,}."
+    )
+    for key, verb in (("new_zero_recall_classes", "fell to"), ("resolved_zero_recall_classes", "rose from")):
+        if summary[key]:
+            names = ", ".join(row["name"] for row in summary[key][:5])
+            more = f" and {len(summary[key]) - 5:,} more" if len(summary[key]) > 5 else ""
+            text += f" {len(summary[key]):,} {verb} zero: {names}{more}."
+    return text
+
+
+def _text(text: str) -> str:
+    """Return a text that is no Markdown."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))

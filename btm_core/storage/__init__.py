@@ -1,0 +1,26 @@
+"""Artifacts in a store, on a local disk or in object storage: integrity, faults, access."""
+
+from btm_core.storage.files import FileFact, file_digest
+from btm_core.storage.folder import Transfer
+from btm_core.storage.manifest import Artifact, Manifest
+from btm_core.storage.reading import ask, fetch_file, file_digest_at, read_bytes, read_file, send_file
+from btm_core.storage.settings import StorageSettings, open_filesystem, storage_settings
+from btm_core.storage.store import Store
+
+__all__ = [
+    "Artifact",
+    "FileFact",
+    "Manifest",
+    "StorageSettings",
+    "Store",
+    "Transfer",
+    "ask",
+    "fetch_file",
+    "file_digest",
+    "file_digest_at",
+    "open_filesystem",
+    "read_bytes",
+    "read_file",
+    "send_file",
+    "storage_settings",
+]

@@ -1,0 +1,52 @@
+"""What can be checked of an experiment before anything is started."""
+
+from pathlib import Path
+
+from btm_core.config import ExperimentConfig
+from btm_core.config.methods import check_processes
+from btm_core.data import scan
+from btm_core.errors import ConfigError
+from btm_core.storage import Store
+from tasks.sample import short_classes
+from tasks.settings import RuntimeSettings, visible_gpus
+
+__all__ = ["preflight"]
+
+ANSWER_SECONDS = 30.0
+"""A store that does not answer for so long at the start was probably never there."""
+
+
+def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> None:
+    """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None
+    if settings.store_url.startswith("memory:"):
+        raise ConfigError("a memory:// store is seen by one process, and stages run in others: choose another store")
+    Store(settings.store_url).within(ANSWER_SECONDS).check_writable()
+    here = settings.engine == "local"  # elsewhere, GPUs are the cluster's to have
+    if here and settings.gpus and settings.gpus > visible_gpus():
+        raise ConfigError(f"BTM_GPUS asks for {settings.gpus} GPUs, {visible_gpus()} can be seen here; lower it")
+    if here and (not settings.slots() or (settings.device == "cuda" and settings.gpu_count() == 0)):
+        raise ConfigError("device cuda was asked for, but no NVIDIA GPU is visible; use --device auto or cpu")
+    if config.pretrain.checkpoint is None:
+        check_processes(config.pretrain.method, settings.pretrain_gpus)
+    if config.pretrain.needs_trained_backbone:
+        why = "fresh_last_block" if config.pretrain.fresh_last_block else f"train={config.pretrain.train}"
+        raise ConfigError(
+            f"pretrain.{why} trains a part of the network and leaves the rest as it is, which is random without a "
+            "file to start from: set pretrain.initial to a trained backbone's safetensors file (`btm import-checkpoint "
+            "FILE -o backbone.safetensors --backbone-only` makes one), or pretrain.checkpoint to a stage 1"
+        )
+    catalog = scan(config.data)
+    sampling = config.sampling
+    short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
+    checkpoint = config.pretrain.checkpoint
+    if checkpoint is not None and "://" not in checkpoint:
+        from btm_core.checkpoints import check_classes, load_into
+        from btm_core.models import build_model
+
+        path = Path(checkpoint).expanduser()
+        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
+        check_classes(path, catalog.class_names)

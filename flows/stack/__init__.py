@@ -1,0 +1,1 @@
+"""The real servers on one machine, from PyPI packages alone: `btm up`, `down`, `status`."""

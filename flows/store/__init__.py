@@ -1,0 +1,1 @@
+"""`btm store`: what the store holds, whether it is whole, and what of it nobody needs."""

@@ -1,0 +1,75 @@
+"""The process that does the work: `python -m tasks.engines.worker` takes orders, one a line of standard input.
+
+Standard output carries one JSON event a line, `idle` after each order. Standard input stays open for as long as the
+parent lives: when it closes, this process ends, whatever it is doing, so that no orphan holds a GPU.
+"""
+
+import json
+import os
+import queue
+import shutil
+import sys
+import tempfile
+import threading
+from typing import IO, Any, NoReturn
+
+from btm_core.errors import BTMError
+from btm_core.storage import Store
+from tasks.engines.orders import steps_from_json
+from tasks.engines.pool import SCRATCH
+from tasks.step import perform
+from tasks.system import SystemMonitor
+
+__all__ = ["main"]
+
+
+def main() -> NoReturn:
+    """Take orders until standard input closes."""
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not mix with events
+    orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
+
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    monitor = SystemMonitor()
+    while True:
+        _carry_out(json.loads(orders.get()), events, monitor)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()  # another slot may share the GPU
+        events.write(json.dumps({"event": "idle"}) + "\n")
+
+
+def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -> None:
+    """Do the steps of an order, in turn; an error that the user can mend is reported, and ends the order."""
+    import torch
+
+    torch.set_num_threads(order["threads"])
+    store = Store(order["store"])
+    for step in steps_from_json(order["steps"]):
+
+        def emit(event: dict[str, Any], address: str = step.address) -> None:
+            if event["event"] == "epoch":
+                event = {**event, "system": monitor.read()}
+            events.write(json.dumps({**event, "step": address}) + "\n")
+
+        try:
+            artifact = perform(step, store, emit, order["device"], order["checkpoint_seconds"], order["processes"])
+        except BTMError as error:
+            message = f"{step.stage} {step.readable}: {error}"
+            emit({"event": "error", "type": type(error).__name__, "message": message})
+            return
+        emit({"event": "done", "artifact": artifact.model_dump()})
+
+
+def _read_orders(orders: "queue.SimpleQueue[str]") -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    if SCRATCH in tempfile.gettempdir():  # ours, made for this process
+        shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""How busy the machine is: CPU, memory, and each GPU that this process may use.
+
+Names and units are those of MLflow's own system metrics, so its pages show them as such. They are taken where the work
+is done, which may be another machine than the flow's.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+
+__all__ = ["SystemMonitor"]
+
+log = logging.getLogger(__name__)
+
+SAMPLE_SECONDS = 2.0
+
+Figures = dict[str, float]
+
+
+class SystemMonitor:
+    """Samples in a thread of its own; `read` returns the means since it was last called."""
+
+    def __init__(self, seconds: float = SAMPLE_SECONDS):
+        self._seconds = seconds
+        self._gpus = gpu_readers()
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._lock = threading.Lock()
+        psutil.cpu_percent()  # its first answer means nothing
+        threading.Thread(target=self._run, name="system-metrics", daemon=True).start()
+
+    def read(self) -> Figures:
+        """Return mean percentages, megabytes and watts by name since the last call, or as they are now."""
+        with self._lock:
+            if not self._sums:
+                self._sample()
+            means = {name: round(total / count, 1) for name, (total, count) in self._sums.items()}
+            self._sums.clear()
+        return means
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(self._seconds):
+            with self._lock:
+                self._sample()
+
+    def _sample(self) -> None:
+        memory = psutil.virtual_memory()
+        figures = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.percent,
+        }
+        for read in self._gpus:
+            figures |= read()
+        for name, value in figures.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
+
+
+def gpu_readers() -> list[Callable[[], Figures]]:
+    """Return a function for each NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves to this process; none without a driver."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+    except Exception:  # no such package, no driver, no GPU: each has an error of its own
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if visible is None else [name.strip() for name in visible.split(",")]
+    readers = []
+    for name in filter(None, names):
+        try:
+            by_number = name.isdigit()
+            handle = (
+                pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
+            )
+            readers.append(_gpu_reader(handle, pynvml.nvmlDeviceGetIndex(handle)))
+        except pynvml.NVMLError as error:
+            log.warning("GPU %s cannot be watched: %s", name, error)
+    return readers
+
+
+def _gpu_reader(handle: object, index: int) -> Callable[[], Figures]:
+    import pynvml
+
+    def read() -> Figures:
+        figures: Figures = {}
+        with suppress(pynvml.NVMLError):  # some GPUs do not tell all of it
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            figures[f"gpu_{index}_memory_usage_megabytes"] = memory.used / 1e6
+            figures[f"gpu_{index}_memory_usage_percentage"] = 100 * memory.used / memory.total
+        with suppress(pynvml.NVMLError):
+            figures[f"gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
+        with suppress(pynvml.NVMLError):
+            figures[f"gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
+        return figures
+
+    return read

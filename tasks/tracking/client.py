@@ -1,0 +1,71 @@
+"""MLflow's client, made to be quiet and to give up soon, and what its errors mean."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from btm_core.urls import split_credentials
+from tasks.settings import RuntimeSettings
+
+__all__ = ["find_experiment", "mlflow_client", "run_page", "server_trouble"]
+
+WORTH_WAITING = (401, 403, 429)
+"""Besides 5xx. A password that is wrong now was right when the run began: somebody is changing it."""
+
+
+def mlflow_client(uri: str) -> Any:
+    """Return MLflow's client of a tracking server and its registry, made to be quiet and to give up soon."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # the default keeps one waiting for minutes
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it would mix with --json
+    # They tell every step at INFO.
+    for noisy in ("alembic", "mlflow.pyfunc", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")  # true by default; a pickle is a program
+    # MLflow's errors show the whole URI, so it gets user and password by its own variables.
+    address, user, password = split_credentials(uri)
+    given = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+    os.environ.update({name: value for name, value in given.items() if value is not None})
+    if address.startswith("sqlite:///"):
+        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    from mlflow import MlflowClient
+
+    return MlflowClient(address)
+
+
+def find_experiment(client: Any, settings: RuntimeSettings) -> str:
+    """Return the id of the experiment that runs are logged to, made if there is none of its name."""
+    from mlflow.exceptions import MlflowException
+
+    name = settings.mlflow_experiment
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    local = client.tracking_uri.startswith("sqlite")
+    location = (settings.home.absolute() / "mlartifacts").as_uri() if local else None
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:  # another run made it in the meantime
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def server_trouble(error: Exception) -> bool:
+    """Return whether an error may be gone when the same is tried later: an outage, not something wrong in itself."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):  # connections that fail count as 500
+        status = error.get_http_status_code()
+        return status >= 500 or status in WORTH_WAITING
+    return isinstance(error, OSError)
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str | None:
+    """Return the address of a run's page; None for a local database, which has no pages of its own."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
