@@ -63,7 +63,8 @@ class Held:
         from btm_core.config import load_experiment
         from btm_core.data import long_tail_indices
         from btm_core.data.cifar import read_cifar100
-        from btm_core.data.dataset import LabelledImages, PackedPixels
+        from btm_core.data.dataset import LabelledImages
+        from btm_core.data.images import PackedPixels
 
         self.config = load_experiment("cifar100-lt")
         split = read_cifar100(root, download=True).train

@@ -193,7 +193,8 @@ def load_dataset(work: Workspace, data: Artifact, view: InputConfig, root: str |
     """Load a data artifact as the network is to see it; `root` is where image files lie if they are not packed."""
     import torch
 
-    from btm_core.data.dataset import Dataset, ImageFiles, Images, LabelledImages, PackedPixels
+    from btm_core.data.dataset import Dataset, LabelledImages
+    from btm_core.data.images import ImageFiles, Images, PackedPixels
     from btm_core.data.sources import read_list
     from btm_core.tensor_files import load_tensors
 
@@ -220,7 +221,7 @@ def bring_near(work: Workspace, images: "LabelledImages") -> "LabelledImages":
 
     For stages that use a few images of many again and again: the others fetch as they go.
     """
-    from btm_core.data.dataset import ImageFiles
+    from btm_core.data.images import ImageFiles
 
     if isinstance(images.images, ImageFiles):
         images.images.bring_near(telling(work.emit, work.address))

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from btm_core.config import InputConfig, PretrainConfig
-from btm_core.data.dataset import LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
 from btm_core.distributed import Group, joined
 from btm_core.methods import stage1_trainer
 from btm_core.models import Classifier, build_model

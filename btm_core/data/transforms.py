@@ -1,9 +1,12 @@
-"""Augmentation of batches of pixels, and normalisation; every draw comes from a generator that the caller seeds.
+"""Augmentation of batches of pixels, and normalisation, on the device where the pixels are.
+
+Every draw comes from a CPU generator that the caller seeds, so a GPU shows each image as a CPU does.
 
 B images, K channels, H x W pixels.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -27,7 +30,7 @@ def augment(pixels: Tensor, config: InputConfig, generator: torch.Generator, sha
     if config.augmentation in ("crop", "crop-flip") and config.crop_padding:
         pixels = _random_crop(pixels, config.crop_padding, generator, share)
     if config.augmentation in ("crop-flip", "random-resized-crop"):
-        flipped = share.rows(torch.rand(share.whole, generator=generator)) < 0.5
+        flipped = (share.rows(torch.rand(share.whole, generator=generator)) < 0.5).to(pixels.device, non_blocking=True)
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
     if config.color_jitter:
         pixels = _color_jitter(pixels, config.color_jitter, generator, share)
@@ -36,28 +39,36 @@ def augment(pixels: Tensor, config: InputConfig, generator: torch.Generator, sha
 
 def normalise(pixels: Tensor, config: InputConfig) -> Tensor:
     """Return (pixels / 255 - mean) / std as float32, (B, K, H, W), on the device of `pixels`."""
-    mean = torch.tensor(config.mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(config.std, device=pixels.device).view(1, -1, 1, 1)
+    mean, std = _constant(config.mean, pixels.device), _constant(config.std, pixels.device)
     return (pixels.float() / 255 - mean) / std
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one value a channel, (1, K, 1, 1); kept, for sending it to a GPU makes the CPU wait for that."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def _random_crop(pixels: Tensor, padding: int, generator: torch.Generator, share: Share) -> Tensor:
     """Pad with zeros and cut a window of the old size, at an offset of its own for each image."""
-    count, _, height, width = pixels.shape
+    height, width = pixels.shape[2:]
     padded = F.pad(pixels, (padding, padding, padding, padding))
     top = share.rows(torch.randint(2 * padding + 1, (share.whole,), generator=generator))
     left = share.rows(torch.randint(2 * padding + 1, (share.whole,), generator=generator))
-    rows = (top[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (left[:, None] + torch.arange(width))[:, None, None, :]
-    channels = torch.arange(pixels.shape[1])[None, :, None, None]
-    return padded[torch.arange(count)[:, None, None, None], channels, rows, columns]
+    corner = torch.stack([top, left]).to(pixels.device, non_blocking=True)
+    down, right, channels, images = (
+        torch.arange(length, device=pixels.device) for length in (height, width, pixels.shape[1], len(pixels))
+    )
+    rows = (corner[0, :, None] + down)[:, None, :, None]
+    columns = (corner[1, :, None] + right)[:, None, None, :]
+    return padded[images[:, None, None, None], channels[None, :, None, None], rows, columns]
 
 
 def _color_jitter(pixels: Tensor, strength: float, generator: torch.Generator, share: Share) -> Tensor:
     """Brightness, then contrast, then saturation, each by a factor in [1 - strength, 1 + strength] an image."""
     x = pixels.float()
     draws = share.rows(torch.rand(3, share.whole, 1, 1, 1, generator=generator), dim=1)
-    factors = 1 + strength * (2 * draws - 1)
+    factors = (1 + strength * (2 * draws - 1)).to(pixels.device, non_blocking=True)
     x = (x * factors[0]).clamp(0, 255)
     x = (factors[1] * x + (1 - factors[1]) * _grey(x).mean((1, 2, 3), keepdim=True)).clamp(0, 255)
     x = (factors[2] * x + (1 - factors[2]) * _grey(x)).clamp(0, 255)
@@ -68,7 +79,7 @@ def _grey(x: Tensor) -> Tensor:
     """Luma of ITU-R 601, (B, 1, H, W); a grey image is its own."""
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor([0.299, 0.587, 0.114], device=x.device).view(1, 3, 1, 1)
+    weights = _constant((0.299, 0.587, 0.114), x.device)
     return (x * weights).sum(1, keepdim=True)
 
 

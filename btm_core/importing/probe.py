@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from btm_core.config import InputConfig
 from btm_core.data.catalog import Catalog, Split
-from btm_core.data.dataset import ImageFiles, Images, LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
 from btm_core.data.files import pack_pixels
+from btm_core.data.images import ImageFiles, Images, PackedPixels
 from btm_core.evaluation import predict
 from btm_core.metrics import recall_report
 from btm_core.models import Classifier

@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from btm_core.config import DataConfig, InputConfig
 from btm_core.data import cifar as cifar_module
 from btm_core.data import scan
-from btm_core.data.dataset import ImageFiles, LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
 from btm_core.data.files import content_digests, decode_image, fit_square, pack_files, pack_pixels, stat_files
+from btm_core.data.images import ImageFiles, PackedPixels
 from btm_core.data.transforms import augment, normalise, random_resized_boxes
 from btm_core.errors import DataError
 from btm_core.seeding import torch_generator

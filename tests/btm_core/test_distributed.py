@@ -17,7 +17,8 @@ from torch import nn
 
 from btm_core.config import InputConfig, PretrainConfig
 from btm_core.config.methods import check_processes
-from btm_core.data.dataset import ImageFiles, LabelledImages
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import ImageFiles
 from btm_core.data.shares import Share
 from btm_core.distributed import Group
 from btm_core.errors import ConfigError

@@ -494,7 +494,8 @@ def test_the_command_proves_an_import_and_sees_permuted_classes(btm: Btm, digit_
     import yaml
 
     from btm_core.config import load_experiment
-    from btm_core.data.dataset import ImageFiles, LabelledImages
+    from btm_core.data.dataset import LabelledImages
+    from btm_core.data.images import ImageFiles
     from btm_core.training import part_trainer
 
     write_lists(digit_images)

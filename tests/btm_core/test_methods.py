@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from btm_core.config import InputConfig, PretrainConfig
 from btm_core.config.methods import Stage1Method
-from btm_core.data.dataset import LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
 from btm_core.data.views import VIEWS, show
 from btm_core.losses import LabelAwareSmoothing, class_weights
 from btm_core.methods import stage1_objective, stage1_trainer

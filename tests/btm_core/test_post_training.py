@@ -14,7 +14,8 @@ from torch import nn
 
 from btm_core.ablations import ABLATIONS, with_values
 from btm_core.config import InputConfig, PostTrainConfig, load_experiment
-from btm_core.data.dataset import LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
 from btm_core.errors import ConfigError
 from btm_core.losses import BalancedSoftmax, GeometricMeanLoss, LabelAwareSmoothing
 from btm_core.models import Classifier

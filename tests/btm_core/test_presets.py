@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from btm_core.config import ExperimentConfig, load_experiment, preset_names, preset_text
-from btm_core.data.dataset import LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
 from btm_core.methods import stage1_trainer
 from btm_core.models import Classifier, build_model
 from btm_core.post_training import post_trainer

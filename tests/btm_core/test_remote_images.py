@@ -16,8 +16,8 @@ from PIL import Image
 
 from btm_core.config import ExperimentConfig
 from btm_core.data import scan
-from btm_core.data.dataset import ImageFiles
 from btm_core.data.files import content_digests, pack_files
+from btm_core.data.images import ImageFiles
 from btm_core.data.reader import Fetching, ImageReader
 from btm_core.errors import BTMError, DataError
 from btm_core.storage import Artifact, Store, open_filesystem, read_bytes, storage_settings

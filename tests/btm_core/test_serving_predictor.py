@@ -78,10 +78,10 @@ def test_a_request_without_images() -> None:
 )
 def test_pixels_are_those_of_evaluation(changed: dict[str, object], shorter: int) -> None:
     """The same image through the classes that evaluation reads with."""
-    from btm_core.data.dataset import EncodedImages
+    from btm_core.data.images import LooseImages
 
     config = InputConfig.model_validate({**INPUT.model_dump(), **changed})
     assert config.test_resize == shorter
     data = base64.b64decode(image())
-    expected = EncodedImages(("a",), (data,)).batch(config, None)[0].numpy()
+    expected = LooseImages(("a",), (data,)).batch(config, None)[0].numpy()
     np.testing.assert_array_equal(pixels_of(data, config), expected)

@@ -9,7 +9,8 @@ from torch import nn
 from btm_core.checkpoints import load_into
 from btm_core.config import InputConfig, PostTrainConfig, TrainConfig
 from btm_core.data.cifar import read_cifar100
-from btm_core.data.dataset import LabelledImages, PackedPixels
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
 from btm_core.data.long_tail import long_tail_indices
 from btm_core.errors import CheckpointError, NonFiniteLossError
 from btm_core.evaluation import predict

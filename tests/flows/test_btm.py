@@ -43,7 +43,8 @@ def test_models_score_what_the_report_says(undisturbed: Undisturbed) -> None:
     from btm_core.checkpoints import load_checkpoint
     from btm_core.config import load_experiment
     from btm_core.data import scan
-    from btm_core.data.dataset import LabelledImages, PackedPixels
+    from btm_core.data.dataset import LabelledImages
+    from btm_core.data.images import PackedPixels
     from btm_core.evaluation import predict
     from btm_core.metrics import recall_report
 
