@@ -87,7 +87,7 @@ class Held:
         """Score a model on the held images, class 0 left out."""
         from btm_core.evaluation import predict
 
-        predicted, _ = predict(model, self.judged, batch_size=128)
+        predicted, _ = predict(model, self.judged)
         y = self.judged.labels.numpy()
         recall = (np.bincount(y[y == predicted], minlength=100) / np.maximum(np.bincount(y, minlength=100), 1))[1:]
         floored = np.where(recall == 0, 1e-3, recall)

@@ -3,7 +3,7 @@
 B images a batch, K channels, S pixels a side, C classes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,12 +69,11 @@ class Objective(nn.Module):
         """Return the loss, a scalar. `draws` is this epoch's randomness."""
         raise NotImplementedError
 
-    def run(self, network: nn.Module, x: Tensor) -> Tensor:
+    def run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return network(x) as float32, computed in the objective's precision."""
         low = self.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-            out: Tensor = network(x)
-        return out.float()
+            return network(x).float()
 
 
 class Supervised(Objective):
@@ -110,12 +109,22 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch, draws: torch.Generator) -> Tensor:
         """Return the loss of the first view."""
+        x, targets, partners, lam = self.mixed(batch, draws)
+        return self.loss_of(self.run(self.network, x), targets, partners, lam)
+
+    def mixed(self, batch: Batch, draws: torch.Generator) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Return mixed inputs (B, K, S, S), targets (B,), those of each image's partner (B,), and the share lam."""
         if self.mixup_alpha == 0:
-            plain: Tensor = self.loss(self.run(self.network, batch.x), batch.y)
-            return plain
+            return batch.x, batch.y, batch.y, 1.0
         x, partner, lam = mixup(batch.x, self.mixup_alpha, draws, batch.share)
-        logits = self.run(self.network, x)
-        mixed: Tensor = lam * self.loss(logits, batch.y) + (1 - lam) * self.loss(logits, batch.y[partner])
+        return x, batch.y, batch.y[partner], lam
+
+    def loss_of(self, logits: Tensor, targets: Tensor, partners: Tensor, lam: float | Tensor) -> Tensor:
+        """Return the loss of logits (B, C) for what `mixed` returned."""
+        loss: Tensor = self.loss(logits, targets)
+        if self.mixup_alpha == 0:
+            return loss
+        mixed: Tensor = lam * loss + (1 - lam) * self.loss(logits, partners)
         return mixed
 
 

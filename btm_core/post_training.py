@@ -18,8 +18,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from btm_core.config import PostTrainConfig
-from btm_core.data.dataset import LabelledImages
+from btm_core.config import InputConfig, PostTrainConfig
+from btm_core.data.dataset import FORWARD_BATCH, LabelledFeatures, LabelledImages
 from btm_core.losses import BalancedSoftmax, GeometricMeanLoss, LabelAwareSmoothing, class_weights, mixup
 from btm_core.models import Classifier
 from btm_core.objectives import Batch, Groups, Objective
@@ -51,11 +51,22 @@ _METHODS = {
 
 
 class PostTraining(Objective):
-    """A frozen backbone, the head, and a scale (C,) on the logits, bias included (learnable weight scaling)."""
+    """A frozen backbone, the head, and a scale (C,) on the logits, bias included (learnable weight scaling).
 
-    def __init__(self, model: Classifier, loss: nn.Module, config: PostTrainConfig, precision: str = "float32"):
+    Arguments:
+    - on_features: batches hold the backbone's features (B, D) in place of images.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        loss: nn.Module,
+        config: PostTrainConfig,
+        precision: str = "float32",
+        on_features: bool = False,
+    ):
         super().__init__(precision)
-        self.model, self.loss, self.config = model, loss, config
+        self.model, self.loss, self.config, self.on_features = model, loss, config, on_features
         self.scale = nn.Parameter(torch.ones(model.head.out_features))
 
     def groups(self) -> Groups:
@@ -69,6 +80,10 @@ class PostTraining(Objective):
         self.train()
         self.model.backbone.train(self.config.shift_batchnorm)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return features (B, D) of inputs (B, K, S, S), or the inputs if they are the features."""
+        return x if self.on_features else self.run(self.model.backbone, x)
+
     def logits(self, features: Tensor) -> Tensor:
         """Return scaled logits (B, C) of features (B, D)."""
         scaled: Tensor = self.scale * self.model.head(features)
@@ -80,9 +95,9 @@ class PostTraining(Objective):
         if self.config.mixup_alpha > 0:
             x, partner, lam = mixup(x, self.config.mixup_alpha, draws)
         with torch.no_grad():
-            features = self.run(self.model.backbone, x)
+            features = self.features(x)
             if batch.companion is not None:
-                features = self._fused(features, self.run(self.model.backbone, batch.companion.x), draws)
+                features = self._fused(features, self.features(batch.companion.x), draws)
         logits = self.logits(features)
         loss: Tensor = self.loss(logits, batch.y)
         if partner is not None:
@@ -120,22 +135,38 @@ def post_trainer(
     """Return the wrapped model and a trainer of its head; iterate over the trainer, then take `folded()`.
 
     A class-aware epoch is ceil(N / B) + 1 batches, as in the reference code. Without `shift_batchnorm` not one bit of
-    the backbone changes.
+    the backbone changes; where nothing is drawn either, features are computed once, and epochs cost next to nothing.
 
     Arguments:
     - data: the whole, imbalanced training set.
     - train_counts: (C,) training images a class.
     """
     method = _METHODS[config.method]
-    wrapped = PostTraining(model, _loss(config, train_counts), config, precision)
+    once = features_are_fixed(data.config, config)
+    wrapped = PostTraining(model, _loss(config, train_counts), config, precision, on_features=once)
     if method.new_head:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(*seed, "new-head"))
             model.head.reset_parameters()
     order = _order(config.sampler or method.sampler, data, config, *seed)
     companion = _order("instance", data, config, *seed, "companion") if config.method == "h2t" else None
-    trainer = Trainer(wrapped, data, config, seed=seed, order=order, companion=companion, device=device)
+    device = device or torch.device("cpu")
+    shown = LabelledFeatures(_features(wrapped, data, device), data.labels, data.config) if once else data
+    trainer = Trainer(wrapped, shown, config, seed=seed, order=order, companion=companion, device=device)
     return wrapped, trainer
+
+
+def features_are_fixed(view: InputConfig, config: PostTrainConfig) -> bool:
+    """Whether each image has the same features in every epoch: nothing is drawn, and BN statistics stay."""
+    drawn = view.augmentation != "none" or view.color_jitter > 0 or config.mixup_alpha > 0
+    return not drawn and not config.shift_batchnorm
+
+
+@torch.no_grad()
+def _features(wrapped: PostTraining, data: LabelledImages, device: torch.device) -> Tensor:
+    """Return the features (N, D) of all images, on the device."""
+    backbone = wrapped.model.to(device).backbone.eval()
+    return torch.cat([wrapped.run(backbone, x) for x, _ in data.to(device).test_batches(FORWARD_BATCH, device)])
 
 
 def _loss(config: PostTrainConfig, train_counts: ArrayLike) -> nn.Module:

@@ -5,15 +5,15 @@ B images a batch, C classes.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from btm_core.config import TrainConfig
-from btm_core.data.dataset import LabelledImages, in_batches
+from btm_core.data.dataset import LabelledImages, TrainingData, in_batches
 from btm_core.distributed import Group
 from btm_core.errors import NonFiniteLossError
 from btm_core.models import Classifier
@@ -21,14 +21,19 @@ from btm_core.objectives import Batch, Objective, part_objective
 from btm_core.optim import learning_rate, optimizer
 from btm_core.seeding import torch_generator
 
-__all__ = ["EpochRecord", "Trainer", "part_trainer", "shuffled"]
+__all__ = ["Clock", "EpochRecord", "Trainer", "part_trainer", "shuffled"]
 
 Order = Callable[[int], Tensor]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did: `epoch` counts from 1, `loss` is the mean over its images, `seconds` is wall time."""
+    """What one epoch did: `epoch` counts from 1, `loss` is the mean over its images.
+
+    `seconds` is wall time, of which `waited` went by until the next images were there. Where several train together
+    (`btm_core.packing`), each has its part of both.
+    """
 
     epoch: int
     epochs: int
@@ -36,15 +41,39 @@ class EpochRecord:
     loss: float
     images: int
     seconds: float
+    waited: float
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
         return asdict(self)
 
 
+class Clock:
+    """Wall time since it was made, and how much of that was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self._start, self.waited = time.perf_counter(), 0.0
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yield items, and count the time until each is there."""
+        asked = time.perf_counter()
+        for item in items:
+            self.waited += time.perf_counter() - asked
+            yield item
+            asked = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Return seconds since the start."""
+        return time.perf_counter() - self._start
+
+
 def shuffled(count: int, *seed: int | str) -> Order:
     """Return the order of each epoch: a permutation of `count` positions, named by seed and epoch."""
     return lambda epoch: torch.randperm(count, generator=torch_generator(*seed, epoch, "order"))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # features have no such layout
 
 
 class Trainer:
@@ -55,7 +84,7 @@ class Trainer:
 
     Arguments:
     - objective: the networks and the loss.
-    - data: training images; `order` gives the positions of each epoch, (M,).
+    - data: training images, or features of them; `order` gives the positions of each epoch, (M,).
     - seed: names the randomness of this stage.
     - companion: the order of a second stream, as long as the first, for objectives that look at two at once.
     - group: the processes that train together, each with its share of every batch. The objective's loss must be a mean
@@ -65,7 +94,7 @@ class Trainer:
     def __init__(
         self,
         objective: Objective,
-        data: LabelledImages,
+        data: TrainingData,
         config: TrainConfig,
         *,
         seed: tuple[int | str, ...],
@@ -76,7 +105,9 @@ class Trainer:
     ):
         self.device, self.group = device or torch.device("cpu"), group
         self.objective = objective.to(self.device)
-        self.data, self.config, self.seed = data, config, seed
+        # Stronger views are shown by the CPU, image by image.
+        self.data = data.to(self.device) if set(objective.views) == {"standard"} else data
+        self.config, self.seed = config, seed
         self.order, self.companion = order or shuffled(len(data), *seed), companion
         if objective.precision == "bfloat16":
             objective.to(memory_format=torch.channels_last)
@@ -96,29 +127,43 @@ class Trainer:
             yield self._train_epoch()
 
     def _train_epoch(self) -> EpochRecord:
-        start = time.perf_counter()
+        self.begin_epoch()
+        draws = self.draws()
+        total, images = torch.zeros((), device=self.device, dtype=torch.float64), 0
+        clock = Clock()
+        for batch in clock.waiting(self.batches()):
+            loss = self._step(batch, draws)
+            total += loss * (len(batch.y) if batch.share is None else batch.share.weight)
+            images += len(batch.y) if batch.share is None else batch.share.whole
+        mean = float(total if self.group is None else self.group.total(total)) / images
+        return self.end_epoch(mean, images, clock)
+
+    def begin_epoch(self) -> None:
+        """Set the epoch's learning rate, and the networks' mode."""
         lr = learning_rate(self.config, self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["factor"]
         self.objective.set_mode()
         self.objective.begin_epoch(self.epoch, self.config.epochs)
-        draws = torch_generator(*self.seed, self.epoch, "mixup")
-        total, images = torch.zeros((), device=self.device, dtype=torch.float64), 0
-        for batch in self._batches():
-            loss = self._step(batch, draws)
-            total += loss * (len(batch.y) if batch.share is None else batch.share.weight)
-            images += len(batch.y) if batch.share is None else batch.share.whole
-        mean = float(total if self.group is None else self.group.total(total)) / images
+
+    def draws(self) -> torch.Generator:
+        """Return the randomness of the epoch's losses."""
+        return torch_generator(*self.seed, self.epoch, "mixup")
+
+    def end_epoch(self, mean: float, images: int, clock: "Clock", together: int = 1) -> EpochRecord:
+        """Count the epoch, whose mean loss was this, as one of so many that trained together."""
+        lr = learning_rate(self.config, self.epoch)
         self.epoch += 1
         if not math.isfinite(mean):
             raise NonFiniteLossError(
                 f"the loss became {mean} in epoch {self.epoch} of {self.config.epochs} at learning rate {lr:.3g}; "
                 "lower lr, or check the images and mean/std of data.input"
             )
-        return EpochRecord(self.epoch, self.config.epochs, lr, mean, images, time.perf_counter() - start)
+        seconds, waited = clock.seconds() / together, clock.waited / together
+        return EpochRecord(self.epoch, self.config.epochs, lr, mean, images, seconds, waited)
 
-    def _batches(self) -> Iterator[Batch]:
-        """Yield the epoch's batches, with those of the second stream beside them."""
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of the epoch that is next, with those of the second stream beside them."""
         size, views = self.config.batch_size, self.objective.views
         seed = (*self.seed, self.epoch)
         if self.group is not None:
@@ -144,7 +189,7 @@ class Trainer:
     def _step(self, batch: Batch, draws: torch.Generator) -> Tensor:
         """One step of the optimizer; returns the loss, a detached scalar."""
         if self.objective.precision == "bfloat16":
-            batch = batch.map_inputs(lambda x: x.contiguous(memory_format=torch.channels_last))
+            batch = batch.map_inputs(_channels_last)
         loss: Tensor = self.loss_of(batch, draws)
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel takes the plain mean over processes: each counts by its images instead.

@@ -16,7 +16,7 @@ from btm_core.storage import Artifact, Store
 from flows.btm import FLOW_OPTIONS, algorithm, btm, shared_inputs, stage1_step
 from flows.work import do, each, mended, together
 from tasks.data import prepare_data
-from tasks.evaluate import RECALL, Evaluate, predictions_of
+from tasks.evaluate import RECALL, evaluation_step, predictions_of
 from tasks.finetune import Finetune
 from tasks.merge import Merge
 from tasks.pretrain import RetrainHead
@@ -159,8 +159,7 @@ def _evaluated(
     config: ExperimentConfig, settings: RuntimeSettings, store: Store, data: Artifact, models: Sequence[Artifact]
 ) -> list[dict[str, Any]]:
     """Return the figures of models, without the per-class recalls."""
-    view, root = config.data.input, config.data.root
-    evaluations = together([Evaluate(data=data, view=view, model=model, root=root) for model in models], settings)
+    evaluations = together([evaluation_step(config, data, model) for model in models], settings)
     rows = []
     for model, evaluation in zip(models, evaluations, strict=True):
         figures = {key: value for key, value in store.read_json(evaluation, RECALL).items() if key != "recall"}

@@ -23,8 +23,8 @@ from flows.preflight import preflight
 from flows.stopping import stop_at_once
 from flows.work import do, each, join, mended, together
 from tasks.data import prepare_data
-from tasks.evaluate import Evaluate
-from tasks.finetune import Finetune
+from tasks.evaluate import evaluation_step
+from tasks.finetune import Finetune, pack_size
 from tasks.merge import ChosenMerge, Merge
 from tasks.post_train import PostTrain
 from tasks.pretrain import ImportStage1, Pretrain, RetrainHead
@@ -117,7 +117,7 @@ def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings) -> Traine
         Finetune(base=start, subset=subset, index=index, config=experiment.finetune, **shared)
         for index, subset in enumerate(subsets)
     ]
-    ingredients, lost = join(finetunes, settings, experiment.finetune.quorum)
+    ingredients, lost = join(finetunes, settings, experiment.finetune.quorum, pack_size(experiment, settings))
     soup = do(merge_step(experiment, ingredients, subsets, data), settings)
 
     # 4. Post-train the head; and, to compare with, that of stage 1 without BTM.
@@ -133,8 +133,7 @@ def evaluated(
 ) -> list[Model]:
     """Evaluate every model on the way on a split."""
     models = trained.models()
-    view, root = experiment.data.input, experiment.data.root
-    steps = [Evaluate(data=trained.data, view=view, model=model, split=split, root=root) for _, _, model in models]
+    steps = [evaluation_step(experiment, trained.data, model, split) for _, _, model in models]
     return [Model(*model, evaluation) for model, evaluation in zip(models, together(steps, settings), strict=True)]
 
 

@@ -17,7 +17,7 @@ from btm_core.storage import Store
 from flows.btm import FLOW_OPTIONS
 from flows.flow_run import in_prefect_log, log, worker_settings
 from flows.work import do
-from tasks.evaluate import Evaluate, evidence_of
+from tasks.evaluate import evaluation_step, evidence_of
 from tasks.finished import FinishedRun
 from tasks.registry.promotion import Again, decide, roll_back
 from tasks.registry.recording import decision_markdown, record
@@ -102,9 +102,8 @@ def _on_images_of(run: FinishedRun, settings: RuntimeSettings) -> Again:
             theirs.size, theirs.channels, theirs.decode_once,
         ):  # fmt: skip
             return None
-        return evidence_of(
-            store, do(Evaluate(data=run.data, view=view, model=model, root=run.experiment.data.root), settings)
-        )
+        step = evaluation_step(run.experiment, run.data, model).model_copy(update={"view": view})
+        return evidence_of(store, do(step, settings))
 
     return again
 

@@ -60,21 +60,20 @@ def each(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
 
 
 def join(
-    steps: Sequence[Step], settings: RuntimeSettings, quorum: int | None = None
+    steps: Sequence[Step], settings: RuntimeSettings, quorum: int | None = None, pack: int = 1
 ) -> tuple[dict[int, Artifact], dict[int, str]]:
     """Wait for steps that run beside each other; return the artifacts made and why the others were lost, by position.
 
-    Every engine bounds its waits, so this one ends. Raises an error that names each lost step if fewer than `quorum`
-    (default: all) were made; what was made stays in the store.
+    With `pack`, so many are one worker's to do at once; what keeps one of them from its end need not keep the others,
+    so then each is done alone. Every engine bounds its waits, so this one ends. Raises an error that names each lost
+    step if fewer than `quorum` (default: all) were made; what was made stays in the store.
     """
-    futures = [work.submit(f"{step.stage} {step.readable}", [step], settings) for step in steps]
-    made: dict[int, Artifact] = {}
-    errors: dict[int, Exception] = {}
-    for index, future in enumerate(futures):
-        try:
-            [made[index]] = future.result()
-        except Exception as error:  # of a step, whatever it is: the others are waited for
-            errors[index] = error
+    indices = range(len(steps))
+    made, errors = _wait_for([indices[start : start + pack] for start in indices[::pack]], steps, settings)
+    if pack > 1 and errors:
+        log.warning("%s\nDoing what is left one by one.", next(iter(errors.values())))
+        more, errors = _wait_for([[index] for index in errors], steps, settings)
+        made = dict(sorted({**made, **more}.items()))
     for damage in errors.values():
         if isinstance(damage, ArtifactError):  # of what they read, not of theirs: no reason to go on without them
             raise damage
@@ -84,6 +83,25 @@ def join(
     for index, reason in lost.items():
         log.warning("%s %s is lost: %s", steps[index].stage, steps[index].readable, reason)
     return made, lost
+
+
+def _wait_for(
+    packs: Sequence[Sequence[int]], steps: Sequence[Step], settings: RuntimeSettings
+) -> tuple[dict[int, Artifact], dict[int, Exception]]:
+    """Wait for packs of steps, given by position; return what was made, and the errors of the others."""
+    futures = []
+    for pack in packs:
+        several = f" to {steps[pack[-1]].readable}" if len(pack) > 1 else ""
+        name = f"{steps[pack[0]].stage} {steps[pack[0]].readable}{several}"
+        futures.append(work.submit(name, [steps[index] for index in pack], settings))
+    made: dict[int, Artifact] = {}
+    errors: dict[int, Exception] = {}
+    for pack, future in zip(packs, futures, strict=True):
+        try:
+            made |= zip(pack, future.result(), strict=True)
+        except Exception as error:  # of a step, whatever it is: the others are waited for
+            errors |= dict.fromkeys(pack, error)
+    return made, errors
 
 
 def _as_one(steps: Sequence[Step], errors: dict[int, Exception]) -> Exception:

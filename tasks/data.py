@@ -12,7 +12,8 @@ from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig, canonical_dig
 from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact, Store
 from tasks.events import publish
-from tasks.step import Emit, Step, Workspace
+from tasks.step import Step
+from tasks.workspace import Emit, Workspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -210,7 +211,11 @@ def load_dataset(work: Workspace, data: Artifact, view: InputConfig, root: str |
         for name in labels:
             listing = work.fetch(data, f"{name}.txt")
             paths, _ = read_list(listing.read_text(encoding="utf-8"), str(listing))
-            sources[name] = ImageFiles(root, tuple(paths), digests[name].numpy())
+            files = ImageFiles(root, tuple(paths), digests[name].numpy())
+            # What is trained on is used again and again; the other splits once.
+            if name == "train" and work.pixels is not None:
+                files = files.kept_in(work.pixels, view.channels)
+            sources[name] = files
     splits = {name: LabelledImages(sources[name], labels[name].to(torch.int64), view) for name in labels}
     names = tuple(description["class_names"])
     return Dataset(names, splits["train"], splits["test"], data.digest, splits.get("validation"))

@@ -23,7 +23,7 @@ from btm_core import errors
 from btm_core.errors import BTMError, ConfigError
 from btm_core.storage import Store
 from tasks.pretrain import Pretrain
-from tasks.step import Emit, Workspace
+from tasks.workspace import Emit, Workspace
 
 __all__ = ["GroupDiedError", "launch", "main"]
 
@@ -82,6 +82,7 @@ def _order(step: Pretrain, work: Workspace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "checkpoint_seconds": work.checkpoint_seconds,
+        "pixels": work.pixels and [work.pixels.memory // work.processes, work.pixels.disk // work.processes],
     }
 
 
@@ -190,6 +191,7 @@ def _train(order: dict[str, Any]) -> int:
 def _share_in(order: dict[str, Any], tell: Emit) -> None:
     import torch
 
+    from btm_core.data.pixel_store import PixelStore
     from btm_core.distributed import joined
 
     rank, on_gpu = int(os.environ["RANK"]), order["device"] == "cuda"
@@ -208,6 +210,7 @@ def _share_in(order: dict[str, Any], tell: Emit) -> None:
         checkpoint_seconds=order["checkpoint_seconds"],
         processes=order["processes"],
         rank=rank,
+        pixels=order["pixels"] and PixelStore(*order["pixels"]),
     )
     with joined(work.device) as group:
         step.train(work, group)

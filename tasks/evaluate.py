@@ -3,27 +3,33 @@
 import json
 import math
 import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from btm_core.config import NOT_IDENTITY, InputConfig
+from btm_core.config import NOT_IDENTITY, ExperimentConfig, InputConfig
 from btm_core.errors import ArtifactError, DataError
 from btm_core.storage import Artifact, Store
 from tasks.data import DESCRIPTION, describe, group_counts, load_dataset
 from tasks.stages import WEIGHTS
-from tasks.step import Step, Workspace
+from tasks.step import Step
+from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from btm_core.evidence import Evidence
 
-__all__ = ["PREDICTIONS", "RECALL", "Evaluate", "evidence_of", "predictions_of"]
+__all__ = ["PREDICTIONS", "RECALL", "Evaluate", "evaluation_step", "evidence_of", "predictions_of"]
 
 PREDICTIONS, RECALL = "predictions.safetensors", "recall.json"
+GROUP_BYTES = 2 * 2**30
+"""Weights of the models that are evaluated at once."""
 
 
 class Evaluate(Step):
@@ -32,11 +38,13 @@ class Evaluate(Step):
     kind: Literal["evaluate"] = "evaluate"
     stage: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 2
+    done_together: ClassVar[bool] = True
 
     data: Artifact
     view: InputConfig
     model: Artifact
     split: Literal["test", "validation"] = "test"
+    precision: Literal["float32", "bfloat16"] = "float32"
     root: str | None = Field(None, json_schema_extra=NOT_IDENTITY)
 
     @property
@@ -47,37 +55,73 @@ class Evaluate(Step):
 
     def run(self, work: Workspace) -> None:
         """Write predictions and the recall report."""
+        self.run_together([self], [work])
+
+    @classmethod
+    def run_together(cls, steps: "Sequence[Evaluate]", works: Sequence[Workspace]) -> None:
+        """Write those of several models; images of one split are decoded once for as many as fit into memory."""
+        from btm_core.checkpoints import load_checkpoint
+        from btm_core.evaluation import predict_all
+
+        for group in _sharing_images(list(zip(steps, works, strict=True))):
+            step, work = group[0]
+            dataset = load_dataset(work, step.data, step.view, step.root)
+            images = dataset.test if step.split == "test" else dataset.validation
+            if images is None:
+                raise DataError(
+                    "there is no validation split to evaluate on; set data.validation or validation_per_class"
+                )
+            models = [load_checkpoint(work.fetch(step.model, WEIGHTS))[0] for step, work in group]
+            description = json.loads(work.fetch(step.data, DESCRIPTION).read_text())
+            answers = predict_all(models, images, work.device, step.precision)
+            for (step, work), answer in zip(group, answers, strict=True):
+                step.write(work, images.labels, *answer, description)
+
+    def write(
+        self,
+        work: Workspace,
+        labels: "Tensor",
+        classes: "NDArray[np.int64]",
+        confidences: "NDArray[np.float32]",
+        description: dict[str, Any],
+    ) -> None:
+        """Write what a model predicted, (N,) each, and its recall report."""
         import torch
         from safetensors.torch import save_file
 
-        from btm_core.checkpoints import load_checkpoint
-        from btm_core.evaluation import predict
         from btm_core.metrics import recall_report
 
-        dataset = load_dataset(work, self.data, self.view, self.root)
-        images = dataset.test if self.split == "test" else dataset.validation
-        if images is None:
-            raise DataError("there is no validation split to evaluate on; set data.validation or validation_per_class")
-        model, _ = load_checkpoint(work.fetch(self.model, WEIGHTS))
-        classes, confidences = predict(model, images, work.device)
-        description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
         report = recall_report(
-            images.labels.numpy(),
-            classes,
-            group_counts(description),
-            absent="refuse" if self.split == "test" else "skip",
+            labels.numpy(), classes, group_counts(description), absent="refuse" if self.split == "test" else "skip"
         )
-        save_file(
-            {
-                "predicted": torch.from_numpy(classes),
-                "confidence": torch.from_numpy(confidences),
-                "target": images.labels,
-            },
-            work.output / PREDICTIONS,
-        )
+        predictions = {"predicted": torch.from_numpy(classes), "confidence": torch.from_numpy(confidences)}
+        save_file({**predictions, "target": labels}, work.output / PREDICTIONS)
         named = {"split": self.split, "split_hash": description["splits"][self.split]["hash"]}
         recall = [None if math.isnan(value) else value for value in report.recall.tolist()]
         (work.output / RECALL).write_text(json.dumps({**named, **report.summary(), "recall": recall}, indent=1))
+
+
+def evaluation_step(
+    experiment: ExperimentConfig, data: Artifact, model: Artifact, split: Literal["test", "validation"] = "test"
+) -> Evaluate:
+    """Return the step that evaluates a model as an experiment says."""
+    source, precision = experiment.data, experiment.evaluation.precision
+    return Evaluate(data=data, view=source.input, model=model, split=split, precision=precision, root=source.root)
+
+
+def _sharing_images(pairs: "list[tuple[Evaluate, Workspace]]") -> "Iterator[list[tuple[Evaluate, Workspace]]]":
+    """Yield those of one data set and split, as many at a time as have GROUP_BYTES of weights."""
+    for _, alike in groupby(pairs, key=lambda pair: (pair[0].data, pair[0].view, pair[0].split, pair[0].root)):
+        group: list[tuple[Evaluate, Workspace]] = []
+        size = 0
+        for step, work in alike:
+            weights = work.fetch(step.model, WEIGHTS).stat().st_size
+            if group and size + weights > GROUP_BYTES:
+                yield group
+                group, size = [], 0
+            group.append((step, work))
+            size += weights
+        yield group
 
 
 def predictions_of(store: Store, evaluation: Artifact) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":

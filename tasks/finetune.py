@@ -1,16 +1,22 @@
 """Balanced training of the whole network on one subset (Algorithm 1, line 3)."""
 
 import json
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from btm_core.config import FinetuneConfig
+from btm_core.config import ExperimentConfig, FinetuneConfig
 from btm_core.storage import Artifact
 from tasks.data import bring_near
 from tasks.sample import SUBSET
+from tasks.settings import RuntimeSettings
 from tasks.stages import TrainingStep
-from tasks.step import Workspace
+from tasks.workspace import Workspace, train_together
 
-__all__ = ["Finetune"]
+__all__ = ["Finetune", "pack_size"]
+
+SMALL_IMAGE = 64
+LARGEST_PACK = 16
 
 
 class Finetune(TrainingStep):
@@ -19,6 +25,7 @@ class Finetune(TrainingStep):
     kind: Literal["finetune"] = "finetune"
     stage: ClassVar[str] = "finetune"
     runs_beside_others: ClassVar[bool] = True
+    done_together: ClassVar[bool] = True
 
     base: Artifact
     subset: Artifact
@@ -32,22 +39,43 @@ class Finetune(TrainingStep):
 
     def run(self, work: Workspace) -> None:
         """Train on the subset, and write the classifier."""
+        self.run_together([self], [work])
+
+    @classmethod
+    def run_together(cls, steps: "Sequence[Finetune]", works: Sequence[Workspace]) -> None:
+        """Train several networks, each on its subset, in as few packs as memory allows, and write the classifiers."""
         import torch
 
         from btm_core.training import part_trainer
 
-        dataset = self.dataset(work)
-        model = self.load_model(work, dataset, self.base)
-        drawn = json.loads(work.fetch(self.subset, SUBSET).read_text())
-        subset = bring_near(work, dataset.train.take(torch.tensor(drawn["positions"])))
-        trainer = part_trainer(
-            model,
-            self.config.train,
-            subset,
-            self.config,
-            seed=("finetune", self.seed, self.index),
-            precision=self.model.precision,
-            device=work.device,
-        )
-        work.train(trainer)
-        self.save_model(work, dataset, model, base=self.base.digest, subset=self.subset.digest)
+        models, trainers = [], []
+        for step, work in zip(steps, works, strict=True):
+            dataset = step.dataset(work)
+            models.append(step.load_model(work, dataset, step.base))
+            drawn = json.loads(work.fetch(step.subset, SUBSET).read_text())
+            trainer = part_trainer(
+                models[-1],
+                step.config.train,
+                bring_near(work, dataset.train.take(torch.tensor(drawn["positions"]))),
+                step.config,
+                seed=("finetune", step.seed, step.index),
+                precision=step.model.precision,
+                device=work.device,
+            )
+            trainers.append(trainer)
+        train_together(works, trainers)
+        for step, work, model in zip(steps, works, models, strict=True):
+            step.save_model(work, dataset, model, base=step.base.digest, subset=step.subset.digest)
+
+
+def pack_size(experiment: ExperimentConfig, settings: RuntimeSettings) -> int:
+    """Return how many fine-tunes one worker is to train at once, whatever fits of them into its memory.
+
+    A GPU is idle much of a small network's step, a CPU never is: `settings.pack` if it is set; else, on the GPUs of
+    this machine and for images of up to 64 pixels, each worker's part of them, 16 at most; else 1.
+    """
+    count = experiment.sampling.num_subsets
+    if settings.pack is not None:
+        return min(settings.pack, count)
+    small = experiment.data.input.size <= SMALL_IMAGE and settings.engine == "local"
+    return min(math.ceil(count / len(settings.slots())), LARGEST_PACK) if small and settings.gpu_count() else 1

@@ -12,7 +12,8 @@ from btm_core.storage import Artifact
 from tasks.data import bring_near, load_dataset
 from tasks.sample import SUBSET
 from tasks.stages import WEIGHTS
-from tasks.step import Step, Workspace
+from tasks.step import Step
+from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from btm_core.data.dataset import LabelledImages

@@ -21,7 +21,7 @@ from btm_core.errors import CheckpointError, ConfigError, DataError, StoreError,
 from btm_core.storage import Artifact, Store, fetch_file, file_digest
 from btm_core.urls import refuse_credentials, without_credentials
 from tasks.data import describe, prepare_data
-from tasks.evaluate import Evaluate, evidence_of
+from tasks.evaluate import evaluation_step, evidence_of
 from tasks.execution import execute
 from tasks.finished import FinishedRun
 from tasks.naming import near_misses
@@ -326,8 +326,7 @@ def _evaluate(model: NamedModel, experiment: ExperimentConfig, settings: Runtime
             # The step would say so, too, but of its own copy of the file.
             load_into(build_model(backbone, len(class_names), source.input.channels), path)
             [artifact] = execute([step], settings)
-        evaluation = Evaluate(data=data, view=source.input, model=artifact, root=source.root)
-        return evidence_of(store, execute([evaluation], settings)[0])
+        return evidence_of(store, execute([evaluation_step(experiment, data, artifact)], settings)[0])
 
 
 def _view(view: InputConfig, metadata: "CheckpointMetadata | None") -> InputConfig:

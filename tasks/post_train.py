@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from btm_core.config import PostTrainConfig
 from btm_core.storage import Artifact
 from tasks.stages import TrainingStep
-from tasks.step import Workspace
+from tasks.workspace import Workspace
 
 __all__ = ["PostTrain"]
 

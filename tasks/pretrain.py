@@ -10,7 +10,7 @@ from btm_core.config.methods import check_processes
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact, fetch_file
 from tasks.stages import TrainingStep
-from tasks.step import Workspace
+from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from btm_core.distributed import Group

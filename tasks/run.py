@@ -21,9 +21,10 @@ from tasks.journal import Journal, is_over
 from tasks.sample import SUBSET
 from tasks.settings import RuntimeSettings
 from tasks.stages import WEIGHTS
-from tasks.step import RECORDS, host_facts, versions
+from tasks.step import host_facts, versions
 from tasks.stopping import on_stop
 from tasks.tracking import PER_CLASS, Tracker, run_note, split_metrics
+from tasks.workspace import RECORDS
 
 if TYPE_CHECKING:
     from btm_core.report import ModelResult

@@ -11,7 +11,8 @@ from btm_core.config import NOT_IDENTITY, SamplingConfig
 from btm_core.errors import DataError, some_of
 from btm_core.storage import Artifact, read_bytes
 from tasks.data import DESCRIPTION, LABELS
-from tasks.step import Step, Workspace
+from tasks.step import Step
+from tasks.workspace import Workspace
 
 __all__ = ["SUBSET", "SampleSubset", "UnionOfSubsets", "short_classes"]
 

@@ -34,6 +34,17 @@ class RuntimeSettings(BaseSettings):
     gpu_share: float = Field(
         1.0, gt=0, le=1, description="share of a GPU that one stage takes; small models fit beside"
     )
+    pack: int | None = Field(
+        None,
+        ge=1,
+        description="fine-tunes that one worker trains at once; default: see docs/speed.md",
+    )
+    pixels_gb: float | None = Field(
+        None, ge=0, description="memory for decoded images, all workers together; default: a quarter of what is free"
+    )
+    pixels_disk_gb: float | None = Field(
+        None, ge=0, description="the same beyond memory, in temporary files; default: a quarter of what is free"
+    )
     retries: int = Field(2, ge=0, description="times that a stage whose worker died is tried again")
     pending_minutes: float = Field(60.0, gt=0, description="ray, workpool: longest wait for somebody to start a stage")
     silence_minutes: float = Field(5.0, gt=0, description="ray, workpool: a far end silent for so long counts as dead")

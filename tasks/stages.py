@@ -7,7 +7,8 @@ from pydantic import Field
 from btm_core.config import NOT_IDENTITY, InputConfig, ModelConfig
 from btm_core.storage import Artifact
 from tasks.data import load_dataset
-from tasks.step import Step, Workspace
+from tasks.step import Step
+from tasks.workspace import Workspace
 
 if TYPE_CHECKING:
     from btm_core.data.dataset import Dataset

@@ -241,6 +241,9 @@ class EvaluationConfig(Section):
     """What is measured besides the models on the way."""
 
     baseline: bool = Field(True, description="also post-train stage 1 alone: the row that BTM must beat (Table 12)")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="arithmetic of predictions; bfloat16 is faster, and moves some images to another class"
+    )
 
 
 class ExperimentConfig(Section):

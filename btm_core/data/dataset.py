@@ -18,8 +18,10 @@ from btm_core.data.transforms import normalise
 from btm_core.data.views import show
 from btm_core.seeding import torch_generator
 
-__all__ = ["Dataset", "LabelledImages", "in_batches"]
+__all__ = ["FORWARD_BATCH", "Dataset", "LabelledFeatures", "LabelledImages", "TrainingData", "in_batches"]
 
+FORWARD_BATCH = 256
+"""Images a batch where nothing is trained."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -102,6 +104,42 @@ def in_batches(order: Tensor, batch_size: int) -> list[Tensor]:
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches[-2:] = [torch.cat(batches[-2:])]
     return batches
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """A backbone's features (N, D) float with labels (N,) int64, to train a head on.
+
+    `config` is how the images were shown to the backbone.
+    """
+
+    features: Tensor
+    labels: Tensor
+    config: InputConfig
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> "LabelledFeatures":
+        """Return the same on a device."""
+        return replace(self, features=self.features.to(device), labels=self.labels.to(device))
+
+    def train_batches(
+        self,
+        order: Tensor,
+        batch_size: int,
+        device: torch.device,
+        *seed: int | str,
+        views: Sequence[str] = ("standard",),
+        share: Callable[[int], Share] = Share.everything,
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        """Yield features (B, D) and labels (B,) in the given order (M,) of positions; nothing about them is random."""
+        for positions in in_batches(order, batch_size):
+            there = share(len(positions)).rows(positions).to(self.labels.device, non_blocking=True)
+            yield (self.features[there].to(device),), self.labels[there].to(device)
+
+
+TrainingData = LabelledImages | LabelledFeatures
 
 
 @dataclass(frozen=True)

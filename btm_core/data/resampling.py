@@ -16,9 +16,9 @@ __all__ = ["resized_crops"]
 def resized_crops(images: Sequence[NDArray[np.uint8]], boxes: Tensor, size: int, device: torch.device) -> Tensor:
     """Cut a box out of each image and scale it to `size` a side, bilinear and antialiased.
 
-    Scaling is separable and linear: rows @ image @ columns^T, with one row of weights an output pixel. They are those of
-    Pillow's `resize(..., BILINEAR, box=box)`, which rounds to whole levels after each of the two passes, so results
-    differ from it by one level of 255 at most.
+    Scaling is separable and linear: rows @ image @ columns^T, with one row of weights an output pixel. The weights are
+    those of Pillow's `resize(..., BILINEAR, box=box)`. That rounds to whole levels after each of its two passes, so
+    results differ from it by one level of 255 at most.
 
     Arguments:
     - images: B arrays (H, W) or (H, W, 3) uint8.

@@ -147,6 +147,9 @@ class Worker:
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpu or ""}
         environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what torch asks for to be deterministic on CUDA
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"  # each order says how many torch may use
+        # Layers' outputs come and go by the megabyte. Given back to the system each time, a fifth of an evaluation on a
+        # CPU is the kernel's clearing of pages (docs/log.md, 2026-11-26).
+        environment |= {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
         # The worker runs the code that this process runs, and never a tasks.py of the folder it is started in (-P).
         here = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -221,6 +224,7 @@ def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Ev
             "threads": threads,
             "checkpoint_seconds": settings.checkpoint_seconds,
             "processes": processes,
+            "pixels": (settings.pixels_gb, settings.pixels_disk_gb, len(settings.slots())),
         }
         with on_stop(worker.stop):
             yield from worker.run(order, steps[0].address, settings.deadline_hours * 3600)

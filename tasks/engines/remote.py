@@ -24,7 +24,8 @@ from tasks.engines.pool import DeadlineError, WorkerDiedError, WorkerError
 from tasks.events import Event, listening
 from tasks.execution import execute
 from tasks.settings import RuntimeSettings
-from tasks.step import RECORDS, Step
+from tasks.step import Step
+from tasks.workspace import RECORDS
 
 __all__ = ["FAILURES", "Job", "Outcome", "RemoteOrder", "carry_out", "follow", "remote_order"]
 
@@ -36,7 +37,7 @@ BRIEF_SECONDS = 10.0
 """Longest wait for a store that is away, where the next news will do."""
 SETTINGS = (
     *("store", "device", "gpu_share", "pretrain_gpus", "threads", "finetune_threads"),
-    *("checkpoint_seconds", "deadline_hours", "retries"),
+    *("checkpoint_seconds", "deadline_hours", "retries", "pixels_gb", "pixels_disk_gb"),
 )
 """What the far end is told; where its own things lie, and which GPUs it has, is its own affair."""
 

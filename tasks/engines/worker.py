@@ -17,7 +17,8 @@ from btm_core.errors import BTMError
 from btm_core.storage import Store
 from tasks.engines.orders import steps_from_json
 from tasks.engines.pool import SCRATCH
-from tasks.step import perform
+from tasks.pixels import pixel_store
+from tasks.step import perform_together
 from tasks.system import SystemMonitor
 
 __all__ = ["main"]
@@ -46,21 +47,31 @@ def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -
     import torch
 
     torch.set_num_threads(order["threads"])
-    store = Store(order["store"])
-    for step in steps_from_json(order["steps"]):
+    store, steps = Store(order["store"]), steps_from_json(order["steps"])
+    for group in [steps] if steps[0].done_together else [[step] for step in steps]:
 
-        def emit(event: dict[str, Any], address: str = step.address) -> None:
+        def emit(address: str, event: dict[str, Any]) -> None:
             if event["event"] == "epoch":
                 event = {**event, "system": monitor.read()}
             events.write(json.dumps({**event, "step": address}) + "\n")
 
         try:
-            artifact = perform(step, store, emit, order["device"], order["checkpoint_seconds"], order["processes"])
+            artifacts = perform_together(
+                group,
+                store,
+                emit,
+                device_name=order["device"],
+                checkpoint_seconds=order["checkpoint_seconds"],
+                processes=order["processes"],
+                pixels=pixel_store(*order["pixels"]),
+            )
         except BTMError as error:
-            message = f"{step.stage} {step.readable}: {error}"
-            emit({"event": "error", "type": type(error).__name__, "message": message})
+            others = f" and {len(group) - 1} with it" if len(group) > 1 else ""
+            message = f"{group[0].stage} {group[0].readable}{others}: {error}"
+            emit(group[0].address, {"event": "error", "type": type(error).__name__, "message": message})
             return
-        emit({"event": "done", "artifact": artifact.model_dump()})
+        for artifact in artifacts:
+            emit(artifact.address, {"event": "done", "artifact": artifact.model_dump()})
 
 
 def _read_orders(orders: "queue.SimpleQueue[str]") -> None:

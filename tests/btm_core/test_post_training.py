@@ -172,3 +172,54 @@ def test_the_gml_ablation_of_a_reweighted_base_leaves_the_weights_to_the_base() 
     assert base.post_train.reweight == "effective"
     variants = [with_values(base, variant.values).post_train for variant in ABLATIONS["gml"][1](base)]
     assert [(config.method, config.reweight) for config in variants] == [("mislas", "effective"), ("gml", "none")] * 2
+
+
+class Counted(nn.Module):
+    """A backbone that counts the images it has seen."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone, self.images = backbone, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.images += len(x)
+        features: torch.Tensor = self.backbone(x)
+        return features
+
+
+def post_trained(view: InputConfig, **values: Any) -> tuple[Classifier, int]:
+    """Return the classifier after three epochs, and how many images its backbone has seen for that."""
+    torch.manual_seed(0)
+    backbone = Counted(nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()))
+    pixels = torch.randint(256, (120, 1, 4, 4), dtype=torch.uint8)
+    config = PostTrainConfig.model_validate({"batch_size": 16, "epochs": 3, "lr": 0.1, **values})
+    data = LabelledImages(PackedPixels(pixels), LABELS, view)
+    wrapped, trainer = post_trainer(Classifier(backbone, 32, 4, "1"), data, COUNTS, config, seed=("p",))
+    list(trainer)
+    return wrapped.folded(), backbone.images
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_features_that_nothing_changes_are_computed_once(method: str) -> None:
+    once, seen = post_trained(VIEW, method=method, shift_batchnorm=False)
+    assert seen == 120
+    # A crop without padding changes no pixel, but counts as drawn: features are computed batch by batch.
+    nothing_drawn = VIEW.model_copy(update={"augmentation": "crop", "crop_padding": 0})
+    again, seen = post_trained(nothing_drawn, method=method, shift_batchnorm=False)
+    assert seen >= 3 * 120
+    for name, tensor in again.state_dict().items():
+        torch.testing.assert_close(once.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("view", "values"),
+    [
+        ({"augmentation": "crop-flip"}, {}),
+        ({"color_jitter": 0.2}, {}),
+        ({}, {"mixup_alpha": 0.5}),
+        ({}, {"shift_batchnorm": True}),
+    ],
+)
+def test_features_that_change_are_computed_each_time(view: dict[str, Any], values: dict[str, Any]) -> None:
+    _, seen = post_trained(VIEW.model_copy(update=view), **{"shift_batchnorm": False, **values})
+    assert seen >= 3 * 120

@@ -23,7 +23,8 @@ from tasks.events import listening
 from tasks.execution import WorkerDiedError, execute
 from tasks.pretrain import Pretrain
 from tasks.settings import RuntimeSettings
-from tasks.step import Workspace, perform
+from tasks.step import perform
+from tasks.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # each test starts four processes that import torch
 

@@ -1,0 +1,163 @@
+"""What a running step has: folders, the store, a device, someone who listens; and how it trains there."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from btm_core.errors import StoreUnavailableError
+from btm_core.storage import Artifact, Store
+
+if TYPE_CHECKING:
+    import torch
+
+    from btm_core.data.pixel_store import PixelStore
+    from btm_core.training import EpochRecord, Trainer
+
+__all__ = ["RECORDS", "SAVE_SECONDS", "Emit", "Workspace", "train_together"]
+
+log = logging.getLogger(__name__)
+
+RECORDS = "records.jsonl"
+STATE = "state.safetensors"
+SAVE_SECONDS = 30.0
+"""Longest wait of a training for a store that is away, to keep a checkpoint."""
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Workspace:
+    """What a running step has: the store, folders to write to, a device, and someone who listens.
+
+    - processes: how many train together; `rank` is which of them this is. Only rank 0 writes.
+    - pixels: where decoded images are kept.
+    """
+
+    store: Store
+    address: str
+    output: Path
+    scratch: Path
+    emit: Emit
+    device_name: str = "cpu"
+    checkpoint_seconds: float = 30.0
+    processes: int = 1
+    rank: int = 0
+    pixels: "PixelStore | None" = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def device(self) -> "torch.device":
+        """The device to compute on."""
+        import torch
+
+        if self.device_name == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device_name)
+
+    def fetch(self, artifact: Artifact, name: str) -> Path:
+        """Return a verified local copy of an artifact's file."""
+        return self.store.fetch(artifact, name, self.scratch)
+
+    def train(self, trainer: "Trainer") -> None:
+        """Run a trainer to its end: go on from a saved state, report each epoch, save the state now and then."""
+        self.restore(trainer)
+        train([self], [trainer], ([record] for record in trainer))
+
+    def members_that_fit(self, trainer: "Trainer") -> int:
+        """Return how many networks like a trainer's may train at once in half of the device's free memory."""
+        import psutil
+        import torch
+
+        from btm_core.packing import training_bytes
+
+        free = (
+            torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
+        )
+        return max(1, free // 2 // training_bytes(trainer))
+
+    def report(self, record: "EpochRecord") -> None:
+        """Note what an epoch did, and tell of it."""
+        self.records.append(record.to_json())
+        self.emit({"event": "epoch", **record.to_json()})
+
+    def write_records(self) -> None:
+        """Write down what every epoch did."""
+        lines = [json.dumps(record) for record in self.records]
+        (self.output / RECORDS).write_text("\n".join(lines) + "\n")
+
+    @property
+    def _state_path(self) -> tuple[str, ...]:
+        return ("partial", self.address, STATE)
+
+    def save(self, trainer: "Trainer") -> None:
+        """Keep a trainer's state in the store, to go on from."""
+        from btm_core.checkpoints import save_tensors
+
+        path = self.scratch / STATE
+        save_tensors(trainer.state_dict(), path, {"records": json.dumps(self.records)})
+        try:
+            self.store.within(SAVE_SECONDS).put(path, *self._state_path)
+        except StoreUnavailableError as error:  # it may be back for the next one, and training goes on
+            log.warning("no checkpoint of %s was kept at epoch %d: %s", self.address, trainer.epoch, error)
+
+    def restore(self, trainer: "Trainer") -> None:
+        """Put a trainer where its saved state is, if there is a usable one."""
+        from btm_core.errors import CheckpointError
+        from btm_core.tensor_files import load_tensors, read_header
+
+        data = self.store.read(*self._state_path)
+        if data is None:
+            return
+        path = self.scratch / STATE
+        path.write_bytes(data)
+        try:
+            with path.open("rb") as file:
+                records = json.loads(read_header(file, str(path)).metadata["records"])
+            trainer.load_state_dict(load_tensors(path))
+        except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
+            log.warning("the saved state of %s is unusable (%s); starting this stage anew", self.address, error)
+            return
+        self.records = records
+        self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
+
+
+def train(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Iterable[Sequence[EpochRecord]]") -> None:
+    """Run trainers that train together: report each epoch, of each a record, and save their states now and then."""
+    saved = time.monotonic()
+    for records in epochs:
+        for work, record in zip(works, records, strict=True):
+            work.report(record)
+        due = time.monotonic() - saved >= works[0].checkpoint_seconds and records[0].epoch < records[0].epochs
+        if due and works[0].rank == 0:
+            for work, trainer in zip(works, trainers, strict=True):
+                work.save(trainer)
+            saved = time.monotonic()
+    if works[0].rank == 0:
+        for work in works:
+            work.write_records()
+
+
+def train_together(works: Sequence[Workspace], trainers: "Sequence[Trainer]") -> None:
+    """Run trainers to their ends, in packs where they can be packed; each has a workspace and saved states of its own.
+
+    So what was begun in a pack may go on alone, and the other way round.
+    """
+    from btm_core.packing import PackTrainer, can_pack
+
+    for work, trainer in zip(works, trainers, strict=True):
+        work.restore(trainer)
+    pairs = sorted(zip(works, trainers, strict=True), key=lambda pair: pair[1].epoch)
+    for _, group in groupby(pairs, key=lambda pair: pair[1].epoch):
+        alike = list(group)
+        size = works[0].members_that_fit(alike[0][1])
+        for start in range(0, len(alike), size):
+            some_works, pack = zip(*alike[start : start + size], strict=True)
+            if len(pack) > 1 and can_pack(pack):
+                train(some_works, pack, PackTrainer(pack))
+            else:
+                for work, trainer in zip(some_works, pack, strict=True):
+                    train([work], [trainer], ([record] for record in trainer))

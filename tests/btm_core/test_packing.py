@@ -1,0 +1,200 @@
+"""Packs: what trains beside others ends where it would alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from btm_core.config import FinetuneConfig, InputConfig
+from btm_core.data.dataset import LabelledImages
+from btm_core.data.images import PackedPixels
+from btm_core.errors import NonFiniteLossError
+from btm_core.losses import BalancedSoftmax
+from btm_core.models import build_model, trainable_modules
+from btm_core.objectives import Supervised
+from btm_core.packing import PackTrainer, can_pack, training_bytes
+from btm_core.training import Trainer
+
+VIEW = InputConfig(size=16, augmentation="crop-flip", crop_padding=2, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+CONFIG = FinetuneConfig(epochs=3, batch_size=16, lr=0.02)
+CLASSES = 4
+
+
+def images(number: int, count: int = 40) -> LabelledImages:
+    """Noise with a bright patch, whose place is the class: something to learn."""
+    generator = torch.Generator().manual_seed(number)
+    labels = torch.arange(count) % CLASSES
+    pixels = torch.randint(0, 100, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    for image, label in zip(pixels, labels.tolist(), strict=True):
+        image[:, 4 * label : 4 * label + 4] += 150
+    return LabelledImages(PackedPixels(pixels), labels, VIEW)
+
+
+class Double(nn.Module):
+    """A network in double precision, where rounding does not hide what is wrong."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.double())
+        return logits
+
+
+def trainer(number: int, part: str = "all", backbone: str = "small_cnn", count: int = 40, **config: Any) -> Trainer:
+    model, own = build_model(backbone, CLASSES, 3, seed=7), CONFIG.model_copy(update=config)
+    objective = Supervised(
+        Double(model), nn.CrossEntropyLoss(), trainable_modules(model, part), mixup_alpha=own.mixup_alpha
+    )
+    return Trainer(objective, images(number, count), own, seed=("finetune", 0, number))
+
+
+def weights(one: Trainer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in one.state_dict().items()}
+
+
+def run(trainers: Sequence[Trainer]) -> list[list[float]]:
+    return [[record.loss for record in records] for records in zip(*PackTrainer(trainers), strict=True)]
+
+
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("backbone", ["small_cnn", "resnet20"])
+@pytest.mark.parametrize("config", [{}, {"mixup_alpha": 1.0}, {"optimizer": "adam", "lr": 1e-3}, {"nesterov": True}])
+def test_a_member_ends_where_it_would_alone(backbone: str, config: dict[str, Any]) -> None:
+    alone = [trainer(number, backbone=backbone, **config) for number in range(3)]
+    start = weights(alone[0])
+    losses = [[record.loss for record in one] for one in alone]
+    packed = [trainer(number, backbone=backbone, **config) for number in range(3)]
+    assert run(packed) == [pytest.approx(own, rel=1e-4) for own in losses]
+    for found, expected in zip(packed, alone, strict=True):
+        assert_near(weights(found), weights(expected))
+    name = "module.network.network.head.weight"
+    moved = (weights(packed[0])[name] - start[name]).abs().max()
+    apart = (weights(packed[0])[name] - weights(packed[1])[name]).abs().max()
+    assert min(moved, apart) > 1e-3  # they did train, each on its own images
+
+
+@pytest.mark.parametrize("part", ["head", "last_block_and_head"])
+def test_what_does_not_train_stays_as_it_is_to_the_last_bit(part: str) -> None:
+    packed, alone = [trainer(number, part) for number in range(2)], trainer(1, part)
+    before = weights(alone)
+    list(alone)
+    run(packed)
+    assert_near(weights(packed[1]), weights(alone))
+    frozen = [name for name, tensor in weights(alone).items() if name in before and torch.equal(before[name], tensor)]
+    assert "module.network.network.backbone.conv1.1.running_mean" in frozen
+    assert all(torch.equal(weights(packed[0])[name], before[name]) for name in frozen)
+
+
+def test_members_know_nothing_of_each_other() -> None:
+    """Whoever else is in the pack: not one bit of a member depends on it."""
+    first = [trainer(number) for number in (0, 1)]
+    second = [trainer(number) for number in (0, 2)]
+    run(first)
+    run(second)
+    assert all(torch.equal(tensor, weights(second[0])[name]) for name, tensor in weights(first[0]).items())
+    others = [weights(one)["module.network.network.head.weight"] for one in (first[1], second[1])]
+    assert not torch.equal(*others)
+
+
+@pytest.mark.parametrize("config", [{}, {"optimizer": "adam", "lr": 1e-3}])
+def test_a_state_saved_in_a_pack_goes_on_alone_and_the_other_way_round(config: dict[str, Any]) -> None:
+    expected = trainer(1, **config)
+    list(expected)
+
+    packed = [trainer(number, **config) for number in range(2)]
+    epochs = iter(PackTrainer(packed))
+    next(epochs)
+    alone = trainer(1, **config)
+    alone.load_state_dict(weights(packed[1]))
+    assert alone.epoch == 1
+    list(alone)
+    assert_near(weights(alone), weights(expected))
+
+    begun = [trainer(number, **config) for number in range(2)]
+    for one in begun:
+        next(iter(one))
+    states = [weights(one) for one in begun]
+    resumed = [trainer(number, **config) for number in range(2)]
+    for one, state in zip(resumed, states, strict=True):
+        one.load_state_dict(state)
+    assert len(run(resumed)[0]) == 2
+    assert_near(weights(resumed[1]), weights(expected))
+
+
+def with_other_loss(number: int) -> Trainer:
+    network = Double(build_model("small_cnn", CLASSES, 3, seed=7))
+    objective = Supervised(network, BalancedSoftmax([4, 3, 2, 1]))
+    return Trainer(objective, images(number), CONFIG, seed=("finetune", 0, number))
+
+
+def further(number: int) -> Trainer:
+    one = trainer(number)
+    next(iter(one))
+    return one
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: trainer(1, lr=0.01),
+        lambda: trainer(1, count=44),
+        lambda: further(1),
+        lambda: with_other_loss(1),
+    ],
+    ids=["another recipe", "more images", "another epoch", "a loss with state"],
+)
+def test_only_what_is_alike_can_be_packed(other: Callable[[], Trainer]) -> None:
+    assert can_pack([trainer(0), trainer(1)])
+    assert not can_pack([trainer(0), other()])
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    members = [trainer(0), trainer(1)]
+    with torch.no_grad():
+        next(iter(members[1].objective.parameters())).fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match="the loss became nan in epoch 1 of 3"):
+        run(members)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Refuses what would make the CPU wait for a GPU: a number, or a size that depends on values, out of a tensor."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_step_waits_for_a_number(packed: bool) -> None:
+    members = [trainer(number) for number in range(2)]
+    batches = [list(one.batches()) for one in members]
+    draws = [one.draws() for one in members]
+    pack = PackTrainer(members)
+    with _NoWaiting():
+        for first, second in zip(*batches, strict=True):
+            if packed:
+                pack._step([first, second], draws)
+            else:
+                members[0]._step(first, draws[0])
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoWaiting():
+        float(torch.ones(1))
+
+
+def test_memory_is_estimated_by_batch_and_network() -> None:
+    small, large = trainer(0, batch_size=10), trainer(0, batch_size=20)
+    weights_alone = 4 * sum(p.nbytes for p in small.objective.parameters())
+    assert training_bytes(large) - weights_alone == 2 * (training_bytes(small) - weights_alone)
+    assert training_bytes(trainer(0, backbone="resnet20")) > training_bytes(trainer(0))
+    # The first convolution of small_cnn puts out 32 maps of 16 x 16 numbers: 2 x 8 bytes each, for 10 images.
+    assert training_bytes(small) > 2 * 8 * 10 * 32 * 16 * 16
