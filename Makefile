@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint audit bench lock clean
+.PHONY: help setup demo test check lint audit bench bench-gpu lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: .venv/ready ## make .venv with the locked versions
 
@@ -37,6 +37,10 @@ audit: .venv/ready ## look for known vulnerabilities of the locked dependencies
 
 bench: .venv/ready ## measure, and write benchmarks/results/cpu.json
 	@$(BIN)/python -m benchmarks.run
+
+bench-gpu: .venv/ready ## measure on one NVIDIA GPU, and write benchmarks/results/gpu.json
+	@test -f .btm/cifar100-lt.safetensors || $(BIN)/python -m benchmarks.gpu --prepare .btm/cifar100-lt.safetensors
+	@$(BIN)/python -m benchmarks.gpu --data .btm/cifar100-lt.safetensors
 
 lock: ## write requirements.lock and docker/servers.lock anew (needs uv)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \

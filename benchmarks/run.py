@@ -4,9 +4,6 @@ Each row: name, value (median), unit, target, holds, spread (minimum and maximum
 depend on the machine, which is described beside them; nothing here is a test.
 """
 
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.rows import keep, print_table, this_machine
 
 RESULTS = Path(__file__).parent / "results" / "cpu.json"
 PLACES = Path(__file__).parents[2] / "shared" / "data" / "lists" / "Places_LT_train.txt"
@@ -159,6 +158,20 @@ def transfers() -> list[dict[str, Any]]:
     return rows
 
 
+def speed() -> list[dict[str, Any]]:
+    """The BTM stage against the reference style."""
+    from benchmarks.speed import on_cifar
+
+    return on_cifar()
+
+
+def growth() -> list[dict[str, Any]]:
+    """How cost grows with subsets and classes."""
+    from benchmarks.growth import measure
+
+    return measure()
+
+
 GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "sampling": lambda: [sampling()],
     "reading": lambda: [reading()],
@@ -168,22 +181,20 @@ GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "transfers": lambda: [*transfers()],
     "store-verify": lambda: [store_verify()],
     "images": lambda: [*images()],
+    "growth": lambda: [*growth()],
+    "speed": lambda: [*speed()],
 }
 
 
 def main() -> None:
     """Measure all, or the groups that are named; the rows of the others stay."""
-    machine = {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
-    rows = {row["name"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.is_file() else {}
+    measured = []
     for group in sys.argv[1:] or GROUPS:
-        rows |= {row["name"]: {**row, "on": machine} for row in GROUPS[group]() if row is not None}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        rows = [row for row in GROUPS[group]() if row is not None]
+        keep(rows, RESULTS, this_machine())
+        measured += rows
+    print()
+    print_table(measured)
     print(f"\nWritten to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}")
 
 

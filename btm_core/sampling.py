@@ -28,12 +28,15 @@ def balanced_subset(labels: ArrayLike, shots: int, seed: int, index: int) -> NDA
     y = np.asarray(labels)
     if len(y) and y.min() >= 0 and y.max() < 1 << 16:
         y = y.astype(np.uint16)  # NumPy sorts 16 bits by radix: 437,513 labels in milliseconds
-    # Shuffle all images, sort them by class without changing their order within it, and keep the first of each class.
-    shuffled = numpy_generator("balanced-subset", seed, index).permutation(len(y))
+    # Shuffle all images, sort them by class without changing their order within it, and keep the first of each class:
+    # those whose neighbour `shots` places before is of another class. 32 bits a position stay in the processor's cache.
+    positions = np.arange(len(y), dtype=np.int32)
+    shuffled = numpy_generator("balanced-subset", seed, index).permutation(positions)
     order = shuffled[np.argsort(y[shuffled], kind="stable")]
-    starts = np.flatnonzero(np.r_[True, np.diff(y[order]) != 0])
-    rank = np.arange(len(y)) - np.repeat(starts, np.diff(np.r_[starts, len(y)]))
-    return np.sort(order[rank < shots])
+    classes = y[order]
+    first = np.ones(len(y), dtype=bool)
+    first[shots:] = classes[shots:] != classes[:-shots]
+    return np.sort(order[first]).astype(np.int64)
 
 
 def shortfall(counts: ArrayLike, shots: int) -> NDArray[np.int64]:
