@@ -103,6 +103,14 @@ def fan_out(steps: Sequence[Finetune], settings: RuntimeSettings) -> list[Artifa
         return list(threads.map(lambda step: execute([step], settings)[0], steps))
 
 
+def shared_out(steps: Sequence[Evaluate], settings: RuntimeSettings) -> list[Artifact]:
+    """Evaluate as the flow does (`flows.work.together`): each worker has its share of the models."""
+    count = len(settings.slots())
+    with ThreadPoolExecutor(count) as threads:
+        shares = list(threads.map(lambda number: execute(steps[number::count], settings), range(count)))
+    return [shares[number % count][number // count] for number in range(len(steps))]
+
+
 def stage(steps: Sequence[Finetune], settings: RuntimeSettings) -> dict[str, Any]:
     """Fine-tune, merge, evaluate every ingredient and the soup once; return seconds and figures."""
     epochs: list[Event] = []
@@ -116,7 +124,7 @@ def stage(steps: Sequence[Finetune], settings: RuntimeSettings) -> dict[str, Any
     models = [*ingredients, soup]
     evaluations = [Evaluate(data=first.data, view=first.view, model=model, root=first.root) for model in models]
     store = Store(settings.store_url)
-    found = [store.read_json(artifact, RECALL) for artifact in execute(evaluations, settings)]
+    found = [store.read_json(artifact, RECALL) for artifact in shared_out(evaluations, settings)]
     marks["evaluation"] = time.time()
     seconds = {name: marks[name] - marks[before] for before, name in itertools.pairwise(marks)}
     images = sum(event["images"] for event in epochs)

@@ -91,7 +91,7 @@ def _wait_for(
     """Wait for packs of steps, given by position; return what was made, and the errors of the others."""
     futures = []
     for pack in packs:
-        several = f" to {steps[pack[-1]].readable}" if len(pack) > 1 else ""
+        several = f" and {len(pack) - 1} more" if len(pack) > 1 else ""
         name = f"{steps[pack[0]].stage} {steps[pack[0]].readable}{several}"
         futures.append(work.submit(name, [steps[index] for index in pack], settings))
     made: dict[int, Artifact] = {}
@@ -131,6 +131,14 @@ def mended(call: Callable[[], Result]) -> Result:
 
 
 def together(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]:
-    """Return the artifacts of small steps of one kind, made in one process."""
-    artifacts: list[Artifact] = work.submit(f"{steps[0].stage} {len(steps)} models", list(steps), settings).result()
-    return artifacts
+    """Return the artifacts of small steps of one kind: one order, or one for each worker of this machine.
+
+    They are shared out where a step is meant to run beside others; one order elsewhere, since each has its own cost.
+    """
+    spread = steps[0].runs_beside_others and settings.engine == "local"
+    count = min(len(settings.slots()), len(steps)) if spread else 1
+    shares = [list(range(len(steps)))[number::count] for number in range(count)]
+    made, errors = _wait_for(shares, steps, settings)
+    for error in errors.values():
+        raise error
+    return [made[index] for index in range(len(steps))]

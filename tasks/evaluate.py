@@ -38,6 +38,7 @@ class Evaluate(Step):
     kind: Literal["evaluate"] = "evaluate"
     stage: ClassVar[str] = "evaluate"
     version: ClassVar[int] = 2
+    runs_beside_others: ClassVar[bool] = True
     done_together: ClassVar[bool] = True
 
     data: Artifact
