@@ -38,38 +38,32 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "benchmarks" / "models" / "cifar100-lt-if100-resnet32-seed1.safetensors"
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
-PACKS = (1,)
-"""Subsets that train in one step. `ours` knows only solo fine-tunes so far."""
+PACKS = (10, 5, 2, 1)
+"""Subsets that train in one step."""
 STAGE_SECONDS, AT_LEAST, ROW_SECONDS = 20, 8.0, 180
 
 
 def ours(bench: Bench, base: Path, folder: Path, pack: int) -> list[Path]:
-    """Fine-tune `base` on every subset, `pack` of them in one step; return the checkpoints.
-
-    The one place that knows how BTM trains its ingredients on a GPU.
-    """
+    """Fine-tune `base` on every subset, `pack` of them in one step; return the checkpoints."""
     from btm_core.checkpoints import load_into, save_tensors
+    from btm_core.packing import PackTrainer
     from btm_core.training import part_trainer
 
-    assert pack == 1, PACKS
     config, seed = bench.experiment.finetune, bench.experiment.seed
-    paths = []
+    trainers, paths = [], []
     for index, subset in enumerate(subsets(bench)):
         model = new_model(bench)
         load_into(model, base)
-        trainer = part_trainer(
-            model,
-            config.train,
-            subset,
-            config,
-            seed=("finetune", seed, index),
-            precision=bench.precision,
-            device=bench.device,
-        )
-        for _ in trainer:
+        how: dict[str, Any] = {"seed": ("finetune", seed, index), "precision": bench.precision, "device": bench.device}
+        trainers.append(part_trainer(model, config.train, subset, config, **how))
+    for start in range(0, len(trainers), pack):
+        members = trainers[start : start + pack]
+        for _ in members[0] if len(members) == 1 else PackTrainer(members):
             pass
+    for index, trainer in enumerate(trainers):
         paths.append(folder / f"{index:02d}.safetensors")
-        save_tensors(model.state_dict(), paths[-1])
+        weights = trainer.objective.network.state_dict()  # type: ignore[operator, union-attr]
+        save_tensors(weights, paths[-1])
     return paths
 
 
@@ -100,16 +94,18 @@ def btm_stage(bench: Bench, base: Path, folder: Path, pack: int) -> tuple[list[P
     return ingredients, folder / "soup.safetensors"
 
 
-def evaluate(bench: Bench, checkpoint: Path) -> dict[str, float]:
-    """Return accuracy, H-mean and so on of a checkpoint, on the test split."""
+def evaluate(bench: Bench, *checkpoints: Path) -> list[dict[str, float]]:
+    """Return accuracy, H-mean and so on of checkpoints, on the test split."""
     from btm_core.checkpoints import load_into
-    from btm_core.evaluation import predict
+    from btm_core.evaluation import predict_all
     from btm_core.metrics import recall_report
 
-    model = new_model(bench)
-    load_into(model, checkpoint)
-    predicted, _ = predict(model, bench.test, bench.device)
-    return recall_report(bench.test.labels.numpy(), predicted, bench.counts.numpy()).summary()
+    models = [new_model(bench) for _ in checkpoints]
+    for model, checkpoint in zip(models, checkpoints, strict=True):
+        load_into(model, checkpoint)
+    targets, counts = bench.test.labels.numpy(), bench.counts.numpy()
+    predicted = predict_all(models, bench.test, bench.device)
+    return [recall_report(targets, classes, counts).summary() for classes, _ in predicted]
 
 
 def reference_style(bench: Bench, how: str) -> dict[str, Any]:
@@ -154,7 +150,7 @@ def stage(bench: Bench) -> Iterator[dict[str, Any]]:
             first_seconds=round(first[0], 2),
             decoding_seconds=round(bench.decoding_seconds, 2),
             images_per_second=round(images / statistics.median(times)),
-            soup=percent(evaluate(bench, soup)),
+            soup=percent(evaluate(bench, soup)[0]),
         )
         yield row
         best = min(best, row, key=lambda row: row["value"])
@@ -188,12 +184,12 @@ def row(bench: Bench) -> Iterator[dict[str, Any]]:
     with bench.timed() as pretrained:
         stage1 = pretrain(bench, folder / "stage1.safetensors")
     with bench.timed() as fine_tuned:
-        ingredients, soup = btm_stage(bench, stage1, folder / "stage", bench.arguments.packs[-1])
+        ingredients, soup = btm_stage(bench, stage1, folder / "stage", bench.arguments.packs[0])
     with bench.timed() as post_trained:
         final = post_train(bench, soup, folder / "final.safetensors")
     models = [stage1, *ingredients, soup, final]
     with bench.timed() as evaluated:
-        figures = [evaluate(bench, path) for path in models]
+        figures = evaluate(bench, *models)
     parts = {"stage 1": pretrained, "BTM": fine_tuned, "post-training": post_trained, "evaluation": evaluated}
     yield at_most(
         f"the paper's row of CIFAR100-LT: {bench.experiment.pretrain.epochs} epochs of stage 1, BTM, post-training, "
