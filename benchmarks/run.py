@@ -159,6 +159,13 @@ def transfers() -> list[dict[str, Any]]:
     return rows
 
 
+def merging() -> list[dict[str, Any]]:
+    """Ten checkpoints into one, against reading them and against other ways to average."""
+    from benchmarks.merging import measure
+
+    return measure()
+
+
 GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "sampling": lambda: [sampling()],
     "reading": lambda: [reading()],
@@ -168,6 +175,7 @@ GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "transfers": lambda: [*transfers()],
     "store-verify": lambda: [store_verify()],
     "images": lambda: [*images()],
+    "merging": lambda: [*merging()],
 }
 
 
