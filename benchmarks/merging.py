@@ -1,7 +1,7 @@
 """Merging of ten checkpoints of a ResNet-152 (241 MB each), against reading them, and against other ways to average.
 
-Each way runs in a process of its own, so that its peak memory is its own, and the ways take turns. The ways, all from
-files to a file:
+Each way runs in a process of its own, so that its peak memory is its own, on one thread, so that neighbours on the
+machine disturb all alike; the ways take turns. The ways, all from files to a file:
 
 - read: only reads the files, into one buffer;
 - merge: `btm_core.merging.merge`;
@@ -26,7 +26,7 @@ BEYOND = 300  # MB of memory beyond two models
 SCRIPT = """
 import re, sys, time
 from pathlib import Path
-import torch, torchvision
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from btm_core.merging import merge
@@ -50,6 +50,7 @@ def load_all():
     save_file(means, output)
 
 def swa_utils():
+    import torchvision
     model = torchvision.models.resnet152()
     averaged = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
     for path in paths:
@@ -71,9 +72,10 @@ def lazy():
 
 way, output, *paths = sys.argv[1:]
 ways = {"read": read, "merge": lambda: merge(paths, output), "load all": load_all, "swa_utils": swa_utils, "lazy": lazy}
-start = time.perf_counter()
+torch.set_num_threads(1)
+start, used = time.perf_counter(), time.process_time()
 ways[way]()
-print(time.perf_counter() - start, peak())
+print(time.perf_counter() - start, peak(), time.process_time() - used)
 """
 
 
@@ -120,8 +122,8 @@ def write_checkpoints(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def run(way: str, paths: Sequence[Path], *, cold: bool = False) -> tuple[float, float]:
-    """Return seconds, and the peak of memory (MB), of a process that goes one way; `cold` drops the files first."""
+def run(way: str, paths: Sequence[Path], *, cold: bool = False) -> tuple[float, float, float]:
+    """Return seconds, peak of memory (MB) and seconds of CPU of a process that goes one way; `cold` drops the files."""
     output = paths[0].with_name("merged")
     output.unlink(missing_ok=True)
     os.sync()
@@ -133,22 +135,26 @@ def run(way: str, paths: Sequence[Path], *, cold: bool = False) -> tuple[float, 
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    seconds, peak = map(float, done.stdout.split())
-    return seconds, peak
+    seconds, peak, used = map(float, done.stdout.split())
+    return seconds, peak, used
 
 
-def _against_reading(rounds: list[dict[str, tuple[float, float]]], state: str) -> dict[str, Any]:
+def _against_reading(rounds: list[dict[str, tuple[float, float, float]]], state: str) -> dict[str, Any]:
     ratios = [r["merge"][0] / r["read"][0] for r in rounds]
-    seconds = {way: round(statistics.median(r[way][0] for r in rounds), 2) for way in ("read", "merge")}
-    return _row(f"merge of ten ResNet-152, {state}: time in relation to reading the files", ratios, 1.3) | {
-        "seconds": seconds
+    row = _row(f"merge of ten ResNet-152, {state}: time in relation to reading the files", ratios, 1.3)
+    facts = {"seconds": 0, "cpu_seconds": 2}
+    return row | {
+        fact: {way: round(statistics.median(r[way][index] for r in rounds), 2) for way in ("read", "merge")}
+        for fact, index in facts.items()
     }
 
 
-def _against(other: str, rounds: list[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+def _against(other: str, rounds: list[dict[str, tuple[float, float, float]]]) -> dict[str, Any]:
     ratios = [r[other][0] / r["merge"][0] for r in rounds]
     row = _row(f"merge of ten ResNet-152, warm: speed in relation to {other}", ratios, 1, below=False)
-    return row | {"seconds": round(statistics.median(r[other][0] for r in rounds), 2)}
+    used = [r[other][2] / r["merge"][2] for r in rounds]
+    seconds = round(statistics.median(r[other][0] for r in rounds), 2)
+    return row | {"seconds": seconds, "cpu_in_relation": round(statistics.median(used), 2)}
 
 
 def _row(name: str, values: list[float], target: float, unit: str = "ratio", *, below: bool = True) -> dict[str, Any]:
