@@ -172,6 +172,13 @@ def growth() -> list[dict[str, Any]]:
     return measure()
 
 
+def merging() -> list[dict[str, Any]]:
+    """Ten checkpoints into one, against reading them and against other ways to average."""
+    from benchmarks.merging import measure
+
+    return measure()
+
+
 GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "sampling": lambda: [sampling()],
     "reading": lambda: [reading()],
@@ -183,6 +190,7 @@ GROUPS: dict[str, Callable[[], list[dict[str, Any] | None]]] = {
     "images": lambda: [*images()],
     "growth": lambda: [*growth()],
     "speed": lambda: [*speed()],
+    "merging": lambda: [*merging()],
 }
 
 

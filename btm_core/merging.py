@@ -1,65 +1,87 @@
-"""Merging: the weighted average of several checkpoints, streamed tensor by tensor (Algorithm 1, line 3).
+"""Merging: the weighted average of several checkpoints, streamed (Algorithm 1, line 3).
 
-S inputs, w_s their weights, sum_s w_s = 1. The sum runs in float64 in an order given by the inputs' content, so the
-result does not depend on the order they are named in, bit for bit; memory is about two tensors, whatever S.
+S inputs, w_s their weights. Bytes of all tensors of one type lie one after another in the output, in the order in which
+safetensors writes them, and are averaged a block at a time, several blocks beside each other. The sum runs in float64
+in an order given by the inputs' content, so the result depends neither on the order they are named in nor on the number
+of threads, bit for bit; memory is a few blocks a thread, whatever S.
 """
 
 import hashlib
 import json
 import struct
-import tempfile
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from io import BufferedIOBase
+from itertools import groupby, islice
+from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from btm_core.errors import CheckpointError, some_of
-from btm_core.storage import fetch_file, send_file
-from btm_core.tensor_files import read_header
+from btm_core.errors import BTMError, CheckpointError, some_of
+from btm_core.means import DTYPES, Mean
+from btm_core.storage import Ranges, open_ranges, storage_settings, write_file
+from btm_core.tensor_files import Entry, read_header
 from btm_core.urls import refuse_credentials, without_credentials
 
 __all__ = ["merge"]
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+LOCAL_BLOCK = 2**18
+"""Elements read of one input at a time: small enough for a core's cache."""
+LARGEST = 8
+"""Bytes of an element, at most."""
+ITEM = 4
+"""Bytes of most elements: remote parts of BTM_STORE_PART_MEGABYTES are so many elements."""
+ORDER = {name: number for number, name in enumerate(DTYPES)}
+MOST_THREADS = 8
+"""Of local files; each opens every input, and by so many the disk is busy."""
+GLIMPSE = 2**16
+"""Bytes that tell inputs apart, as a rule."""
+
+Write = Callable[[int, memoryview], None]
 
 
-class _Reader:
-    """Random access to the tensors of one safetensors file, local or remote."""
+class _Input:
+    """One checkpoint: its header, and its tensors' bytes in the order of the output."""
 
-    def __init__(self, url: str, file: BufferedIOBase):
-        self.url, self._file = url, file
-        header = read_header(cast(BinaryIO, file), url)
+    def __init__(self, ranges: Ranges, weight: float):
+        self.url, self.weight, self._ranges = ranges.url, weight, ranges
+        header = read_header(ranges.stream(), ranges.url)
         self._start, self.metadata, self.entries = header.start, header.metadata, header.entries
 
-    def tensor(self, name: str) -> Tensor:
-        entry = self.entries[name]
-        self._file.seek(self._start + entry.first)
-        data = bytearray(self._file.read(entry.last - entry.first))
-        if len(data) != entry.last - entry.first:
-            raise CheckpointError(f"{self.url} is truncated: tensor {name} is incomplete")
-        dtype = DTYPES[entry.dtype]
-        return (
-            torch.frombuffer(data, dtype=dtype).reshape(entry.shape) if data else torch.empty(entry.shape, dtype=dtype)
-        )
+    def lay_out(self, layout: dict[str, Entry]) -> None:
+        """Find where the bytes of the output come from: stretches, few if the file is laid out alike."""
+        stretches: list[tuple[int, int, int]] = []  # [first, last) of the output, and what to add for the place here
+        for name, entry in layout.items():
+            shift = self._start + self.entries[name].first - entry.first
+            if stretches and stretches[-1][2] == shift:
+                stretches[-1] = (stretches[-1][0], entry.last, shift)
+            elif entry.last > entry.first:
+                stretches.append((entry.first, entry.last, shift))
+        self._stretches = stretches
 
-    def digest(self) -> str:
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "sha256").hexdigest()
+    def read_into(self, first: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes that correspond to the output's from `first` on."""
+        last = first + len(buffer)
+        index = bisect_right(self._stretches, first, key=itemgetter(0)) - 1
+        for begin, end, shift in islice(self._stretches, index, None):
+            if begin >= last:
+                break
+            low, high = max(begin, first), min(end, last)
+            self._ranges.read_into(low + shift, buffer[low - first : high - first])
+
+    def digest(self, first: int, last: int) -> bytes:
+        """Return a hash of the bytes that correspond to the output's from `first` to `last`."""
+        data = bytearray(last - first)
+        self.read_into(first, memoryview(data))
+        return hashlib.sha256(data).digest()
+
+    def check_unchanged(self) -> None:
+        """Raise StoreError if the file is not the one whose header was read."""
+        self._ranges.check_unchanged()
 
 
 def merge(
@@ -70,16 +92,17 @@ def merge(
 ) -> None:
     """Average checkpoints of one architecture: out = sum_s w_s * in_s.
 
-    Floating tensors are summed in float64 and rounded once to their own type; integer tensors (counters of BN batches)
-    become the rounded average and stay integer.
+    Floating tensors are summed in float64 and rounded once to their own type (those of 16 bits by way of float32);
+    integer tensors (counters of BN batches) become the rounded average and stay integer.
 
     Arguments:
-    - inputs: S paths or URLs of safetensors files with equal names, shapes and types.
+    - inputs: S paths or URLs of safetensors files with equal names, shapes and types. Of remote ones parts are read.
     - output: path or URL to write; may be one of the inputs.
     - weights: (S,) not negative, normalised here to sum 1; 1 / S each if None.
     - metadata: of the output; that of the inputs where they agree if None.
 
-    Raises CheckpointError if the inputs differ in structure, or the weights do not fit.
+    Raises CheckpointError if the inputs differ in structure, or the weights do not fit; StoreError if one changes
+    while it is read, or the output cannot be written.
     """
     if not inputs:
         raise CheckpointError("merge needs at least one checkpoint")
@@ -94,38 +117,33 @@ def merge(
     except ValueError as error:
         raise CheckpointError(f"{without_credentials(str(url))}: {error}") from None
     with ExitStack() as stack:
-        try:
-            near = [_bring_near(str(url), stack) for url in inputs]
-            files = [stack.enter_context(path.open("rb")) for path in near]
-        except FileNotFoundError as error:
-            raise CheckpointError(f"checkpoint not found: {error}") from None
-        except OSError as error:
-            raise CheckpointError(f"checkpoint cannot be read: {error}") from None
-        readers = [_Reader(str(url), file) for url, file in zip(inputs, files, strict=True)]
-        _check_alike(readers)
-        ranked = sorted(zip(readers, shares, strict=True), key=lambda pair: (pair[0].digest(), pair[1]))
-        if metadata is None:
-            metadata = _shared_metadata(readers)
-        # First to a file of its own, so that an input may be the output, and nobody ever sees half a checkpoint.
-        with tempfile.TemporaryDirectory(prefix="btm-merge-", dir=_folder_beside(output)) as folder:
-            whole = Path(folder, "merged")
-            _write(ranked, whole, metadata)
-            try:
-                send_file(whole, str(output))
-            except OSError as error:
-                raise CheckpointError(f"{output} cannot be written: {error}") from None
+        # Relative to the largest: of equal weights the plain sum is taken, which is exact for most tensors.
+        opened = [_open(str(url), share / max(shares), stack) for url, share in zip(inputs, shares, strict=True)]
+        _check_alike(opened)
+        layout = _layout(opened[0].entries)
+        for one in opened:
+            one.lay_out(layout)
+        header = _header(layout, _shared_metadata(opened) if metadata is None else metadata)
+        with write_file(str(output)) as write:
+            write(0, memoryview(header))
+            used = [one for one in opened if one.weight > 0]
+            _average(used, layout, lambda start, data: write(len(header) + start, data))
+            for one in opened:
+                one.check_unchanged()
 
 
-def _bring_near(url: str, stack: ExitStack) -> Path:
-    """Return a local file: the one that is named, or a copy of a remote one, deleted with `stack`."""
-    if "://" not in url:
-        return Path(url).expanduser()
-    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="btm-merge-")), "checkpoint")
-    fetch_file(url, copy)
-    return copy
+def _open(url: str, weight: float, stack: ExitStack) -> _Input:
+    try:
+        return _Input(stack.enter_context(open_ranges(url)), weight)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint not found: {error}") from None
+    except OSError as error:
+        if isinstance(error, BTMError):
+            raise
+        raise CheckpointError(f"checkpoint cannot be read: {error}") from None
 
 
-def _check_alike(readers: list[_Reader]) -> None:
+def _check_alike(readers: list[_Input]) -> None:
     first = readers[0]
     unknown = sorted({entry.dtype for entry in first.entries.values()} - set(DTYPES))
     if unknown:
@@ -145,13 +163,7 @@ def _check_alike(readers: list[_Reader]) -> None:
             )
 
 
-def _folder_beside(output: str | Path) -> str | None:
-    """Return the folder of a local output, which has room and allows a fast move; None for a remote one."""
-    folder = Path(str(output)).expanduser().parent
-    return str(folder) if "://" not in str(output) and folder.is_dir() else None
-
-
-def _shared_metadata(readers: list[_Reader]) -> dict[str, str]:
+def _shared_metadata(readers: list[_Input]) -> dict[str, str]:
     """Return what the inputs' metadata agree on; of JSON objects, the items they agree on."""
     shared = {}
     for key in sorted(set.intersection(*(set(reader.metadata) for reader in readers))):
@@ -170,34 +182,89 @@ def _shared_metadata(readers: list[_Reader]) -> dict[str, str]:
     return shared
 
 
-def _write(ranked: list[tuple[_Reader, float]], output: Path, metadata: dict[str, str]) -> None:
-    """Write header and tensors one after another; the layout is known before the first tensor is averaged."""
-    first = ranked[0][0]
+def _layout(entries: dict[str, Entry]) -> dict[str, Entry]:
+    """Return where each tensor lies in the output: ordered by type and name, as safetensors does."""
+    layout, end = {}, 0
+    for name in sorted(entries, key=lambda name: (ORDER[entries[name].dtype], name)):
+        entry = entries[name]
+        begin, end = end, end + entry.last - entry.first
+        layout[name] = Entry(entry.dtype, entry.shape, begin, end)
+    return layout
+
+
+def _header(layout: dict[str, Entry], metadata: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    offset = 0
-    for name in sorted(first.entries):
-        entry = first.entries[name]
-        end = offset + entry.last - entry.first
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, end]}
-        offset = end
+    for name, entry in layout.items():
+        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [entry.first, entry.last]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
-    with output.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in sorted(first.entries):
-            mean = _average(ranked, name)
-            file.write(mean.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return struct.pack("<Q", len(text)) + text
 
 
-def _average(ranked: list[tuple[_Reader, float]], name: str) -> Tensor:
-    """Read tensor `name` of one input after another, so that only one of them is in memory beside the sum."""
-    entry = ranked[0][0].entries[name]
-    dtype = DTYPES[entry.dtype]
-    mean = torch.zeros(entry.shape, dtype=torch.float64)
-    weight = 0.0
-    for reader, share in ranked:
-        if share > 0:
-            # As a running mean, equal tensors stay what they are, to the last bit, in every type.
-            weight += share
-            mean += (reader.tensor(name).double() - mean) * (share / weight)
-    return (mean if dtype.is_floating_point else mean.round()).to(dtype)
+def _average(inputs: Sequence[_Input], layout: dict[str, Entry], write: Write) -> None:
+    """Average all tensors, several blocks at a time."""
+    settings = storage_settings()
+    remote = any("://" in one.url for one in inputs)
+    elements = settings.part_bytes // ITEM if remote else LOCAL_BLOCK
+    threads = settings.parallel if remote else min(torch.get_num_threads(), MOST_THREADS)
+    blocks = list(_blocks(layout, elements))
+    # Each thread takes neighbours, for the disk to read ahead.
+    shares = [iter(blocks[i * len(blocks) // threads : (i + 1) * len(blocks) // threads]) for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:
+        ranked = _ranked(inputs, max((entry.last for entry in layout.values()), default=0), elements, pool)
+        workers = [pool.submit(_work, ranked, share, elements, write) for share in shares]
+        try:
+            for worker in as_completed(workers):
+                worker.result()
+        except BaseException:
+            for share in shares:
+                deque(share, maxlen=0)  # so that nobody begins another
+            raise
+
+
+def _blocks(layout: dict[str, Entry], elements: int) -> Iterator[tuple[torch.dtype, int, int]]:
+    """Yield type, first and last byte (exclusive) of what is averaged at a time, whichever tensors lie there."""
+    for name, entries in groupby(layout.values(), key=attrgetter("dtype")):
+        dtype, run = DTYPES[name], list(entries)
+        begin, end, step = run[0].first, run[-1].last, elements * DTYPES[name].itemsize
+        yield from ((dtype, first, min(first + step, end)) for first in range(begin, end, step))
+
+
+def _work(
+    inputs: Sequence[_Input], blocks: Iterator[tuple[torch.dtype, int, int]], elements: int, write: Write
+) -> None:
+    """Average blocks while there are any; of one after another input its part is in memory, beside the mean."""
+    mean, buffer = None, torch.empty(elements * LARGEST, dtype=torch.uint8)
+    for dtype, first, last in blocks:
+        if mean is None or mean.dtype != dtype:
+            mean = Mean(dtype, elements)
+        data = buffer[: last - first]
+        values, view = data.view(dtype), data.numpy().data
+        mean.start(len(values))
+        for one in inputs:
+            one.read_into(first, view)
+            mean.add(values, one.weight)
+        mean.finish(values)
+        write(first, view)
+
+
+def _ranked(inputs: Sequence[_Input], size: int, most: int, pool: ThreadPoolExecutor) -> list[_Input]:
+    """Return the inputs in an order given by their tensors' bytes; of equal ones by their weights.
+
+    What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained; at
+    most `most` bytes of each are looked at at a time, and no more than it takes.
+    """
+    groups, end, step = [list(inputs)], size, GLIMPSE
+    while end > 0 and len(groups) < len(inputs):
+        first = max(end - step, 0)
+        groups = [finer for group in groups for finer in _told_apart(group, first, end, pool)]
+        end, step = first, min(2 * step, most)
+    return [one for group in groups for one in sorted(group, key=attrgetter("weight"))]
+
+
+def _told_apart(group: list[_Input], first: int, last: int, pool: ThreadPoolExecutor) -> list[list[_Input]]:
+    if len(group) == 1:
+        return [group]
+    digests = pool.map(lambda one: one.digest(first, last), group)
+    ranked = sorted(zip(digests, group, strict=True), key=itemgetter(0))
+    return [[one for _, one in same] for _, same in groupby(ranked, key=itemgetter(0))]

@@ -28,6 +28,7 @@ class Merge(Step):
 
     kind: Literal["merge"] = "merge"
     stage: ClassVar[str] = "merge"
+    version: ClassVar[int] = 2
 
     ingredients: tuple[Artifact, ...]
     weights: tuple[float, ...] | None = None
@@ -49,6 +50,7 @@ class ChosenMerge(Step):
 
     kind: Literal["chosen_merge"] = "chosen_merge"
     stage: ClassVar[str] = "merge"
+    version: ClassVar[int] = 2
 
     ingredients: tuple[Artifact, ...]
     config: MergeConfig

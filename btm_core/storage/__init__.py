@@ -3,7 +3,16 @@
 from btm_core.storage.files import FileFact, file_digest
 from btm_core.storage.folder import Transfer
 from btm_core.storage.manifest import Artifact, Manifest
-from btm_core.storage.reading import ask, fetch_file, file_digest_at, read_bytes, read_file, send_file
+from btm_core.storage.ranges import Ranges
+from btm_core.storage.reading import (
+    ask,
+    fetch_file,
+    file_digest_at,
+    open_ranges,
+    read_bytes,
+    read_file,
+    write_file,
+)
 from btm_core.storage.settings import StorageSettings, open_filesystem, storage_settings
 from btm_core.storage.store import Store
 
@@ -11,6 +20,7 @@ __all__ = [
     "Artifact",
     "FileFact",
     "Manifest",
+    "Ranges",
     "StorageSettings",
     "Store",
     "Transfer",
@@ -19,8 +29,9 @@ __all__ = [
     "file_digest",
     "file_digest_at",
     "open_filesystem",
+    "open_ranges",
     "read_bytes",
     "read_file",
-    "send_file",
     "storage_settings",
+    "write_file",
 ]

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TypeVar
@@ -104,6 +104,13 @@ class LocalFiles(Files):
                     return _copy(file, to, note)
 
         return self._do(copy, path)
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[IO[bytes]]:
+        """Give a file to write, which is at `path` in the end, whole, or gone if anything raised."""
+        with ExitStack() as stack:
+            yield self._do(lambda: stack.enter_context(_whole(self.at(path), False)), path)
+            self._do(stack.close, path)
 
     def walk(self, path: str) -> Iterator[FileFact]:
         """Yield the files below a folder, however deep, in order; none if there is no folder."""

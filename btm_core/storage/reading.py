@@ -1,17 +1,30 @@
 """Single files, wherever they lie, by the one retry policy."""
 
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from btm_core.storage.files import Digest, file_digest
+from btm_core.storage.local import LocalFiles
 from btm_core.storage.opening import open_files
+from btm_core.storage.ranges import LocalRanges, Ranges, RemoteRanges, S3Ranges
 from btm_core.storage.retrying import retrying
 from btm_core.storage.settings import open_filesystem, storage_settings
 
-__all__ = ["ask", "fetch_file", "file_digest_at", "read_bytes", "read_file", "send_file"]
+__all__ = [
+    "ask",
+    "fetch_file",
+    "file_digest_at",
+    "open_ranges",
+    "read_bytes",
+    "read_file",
+    "write_file",
+]
 
 Result = TypeVar("Result")
 
@@ -60,6 +73,27 @@ def file_digest_at(url: str) -> Digest:
         return fetch_file(url, Path(scratch, "file"))
 
 
+@contextmanager
+def open_ranges(url: str) -> Iterator[Ranges]:
+    """Give a file, a path or URL, to read parts of; a web server's, which may give none, is copied first.
+
+    Raises FileNotFoundError, or an OSError or StoreError if it cannot be read.
+    """
+    if "://" not in url or url.startswith("file://"):
+        with closing(LocalRanges(Path(*_split(url)), url)) as ranges:
+            yield ranges
+        return
+    fs, path = open_filesystem(url)
+    if "http" not in fs.protocol:
+        yield (S3Ranges if "s3" in fs.protocol else RemoteRanges)(fs, path, url, storage_settings())
+        return
+    with tempfile.TemporaryDirectory(prefix="btm-") as scratch:
+        copy = Path(scratch, "file")
+        fetch_file(url, copy)
+        with closing(LocalRanges(copy, url)) as ranges:
+            yield ranges
+
+
 def _gives_parts(fs: Any) -> bool:
     """Whether a file system tells sizes and gives parts of files; web servers may do neither."""
     return "file" in fs.protocol or "s3" in fs.protocol
@@ -71,10 +105,30 @@ def _in_parts(fs: Any, path: str, url: str, target: Path | None) -> Digest:
     return open_files(folder, storage_settings()).get(name, size, target)
 
 
-def send_file(source: Path, url: str) -> None:
-    """Copy a local file to a path or URL, whole or not at all. Raises StoreError if it cannot be written."""
+@contextmanager
+def write_file(url: str) -> Iterator[Callable[[int, memoryview], None]]:
+    """Give a function that writes bytes at a place (from 0) of a new file, for several threads at once. In the end it
+    is at the path or URL, whole, or not at all if anything raised; then what was there stays.
+
+    Raises StoreError if it cannot be written.
+    """
     folder, name = _split(url)
-    open_files(folder, storage_settings()).put(source, name)
+    files = open_files(folder, storage_settings())
+    if isinstance(files, LocalFiles):
+        with files.writing(name) as file:
+            yield partial(_write_at, file.fileno(), url)
+        return
+    with tempfile.TemporaryDirectory(prefix="btm-") as scratch:
+        whole = Path(scratch, "file")
+        with whole.open("wb", buffering=0) as file:
+            yield partial(_write_at, file.fileno(), str(whole))
+        files.put(whole, name)
+
+
+def _write_at(descriptor: int, where: str, start: int, data: memoryview) -> None:
+    while data:
+        count = retrying(lambda: os.pwrite(descriptor, data, start), where, 0, remote=False)  # noqa: B023
+        start, data = start + count, data[count:]
 
 
 def _split(url: str) -> tuple[str, str]:

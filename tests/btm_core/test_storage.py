@@ -23,7 +23,7 @@ from btm_core.storage import (
     fetch_file,
     file_digest_at,
     read_bytes,
-    send_file,
+    write_file,
 )
 from btm_core.storage.s3 import S3Files
 
@@ -414,7 +414,9 @@ def test_urls_of_files_lead_to_them(tmp_path: Path) -> None:
     assert "sp%20ace" in url
     assert read_bytes(url) == b"weights"
     assert file_digest_at(url) == fetch_file(url, tmp_path / "copy")
-    send_file(tmp_path / "copy", url.replace("model.bin", "a%20copy"))
+    with write_file(url.replace("model.bin", "a%20copy")) as write:
+        write(3, memoryview(b"ghts"))
+        write(0, memoryview(b"wei"))
     assert (tmp_path / "sp ace/artifacts" / ADDRESS / "a copy").read_bytes() == b"weights"
 
 

@@ -186,7 +186,7 @@ ADDRESSES = {
     "pretrain": "pretrain/small_cnn-cross-entropy-206198b11c665a7b",
     "sample": "sample/subset-00-b7885982448b6a47",
     "finetune": "finetune/subset-00-02db4828a8e7e59f",
-    "merge": "merge/uniform-of-2-6fd1a33d5d0a2dea",
+    "merge": "merge/uniform-of-2-bdad7f550c606b6c",
 }
 
 
