@@ -82,6 +82,7 @@ def _order(step: Pretrain, work: Workspace) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "checkpoint_seconds": work.checkpoint_seconds,
+        "compiled": work.compiled,
         "pixels": work.pixels and [work.pixels.memory // work.processes, work.pixels.disk // work.processes],
     }
 
@@ -210,6 +211,7 @@ def _share_in(order: dict[str, Any], tell: Emit) -> None:
         checkpoint_seconds=order["checkpoint_seconds"],
         processes=order["processes"],
         rank=rank,
+        compiled=order["compiled"],
         pixels=order["pixels"] and PixelStore(*order["pixels"]),
     )
     with joined(work.device) as group:

@@ -56,6 +56,8 @@ class Pretrain(TrainingStep):
             local = fetch_checked(work, self.config.initial, self.initial_content)
             load_backbone(model, local, self.config.fresh_last_block)
             lineage = {"initial": self.initial_content}
+        if work.compiled:  # one graph for each size of batch: a graph for any size would be slower
+            model.backbone.compile(dynamic=False)
         trainer = stage1_trainer(
             model,
             dataset.train,

@@ -39,6 +39,9 @@ class RuntimeSettings(BaseSettings):
         ge=1,
         description="fine-tunes that one worker trains at once; default: see docs/speed.md",
     )
+    compiled: bool = Field(
+        False, description="compile stage 1 (torch.compile), which changes the last bits of results; see docs/speed.md"
+    )
     pixels_gb: float | None = Field(
         None, ge=0, description="memory for decoded images, all workers together; default: a quarter of what is free"
     )

@@ -99,6 +99,7 @@ def perform_together(
     checkpoint_seconds: float = 30.0,
     processes: int = 1,
     pixels: "PixelStore | None" = None,
+    compiled: bool = False,
 ) -> list[Artifact]:
     """Run steps of one kind here and now, at once, and publish their artifacts; `emit` hears whose news it is."""
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
@@ -118,6 +119,7 @@ def perform_together(
                 checkpoint_seconds=checkpoint_seconds,
                 processes=processes,
                 pixels=pixels,
+                compiled=compiled,
             )
 
         works = [workspace(number, step) for number, step in enumerate(steps)]

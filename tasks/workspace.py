@@ -35,6 +35,7 @@ class Workspace:
 
     - processes: how many train together; `rank` is which of them this is. Only rank 0 writes.
     - pixels: where decoded images are kept.
+    - compiled: whether long trainings are to be compiled.
     """
 
     store: Store
@@ -47,6 +48,7 @@ class Workspace:
     processes: int = 1
     rank: int = 0
     pixels: "PixelStore | None" = None
+    compiled: bool = False
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property

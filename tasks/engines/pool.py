@@ -150,6 +150,7 @@ class Worker:
         # Layers' outputs come and go by the megabyte. Given back to the system each time, a fifth of an evaluation on a
         # CPU is the kernel's clearing of pages (docs/log.md, 2026-11-26).
         environment |= {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+        environment.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # by itself, not by processes that may outlive it
         # The worker runs the code that this process runs, and never a tasks.py of the folder it is started in (-P).
         here = str(Path(__file__).parents[2])
         environment["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -224,6 +225,7 @@ def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Ev
             "threads": threads,
             "checkpoint_seconds": settings.checkpoint_seconds,
             "processes": processes,
+            "compiled": settings.compiled,
             "pixels": (settings.pixels_gb, settings.pixels_disk_gb, len(settings.slots())),
         }
         with on_stop(worker.stop):

@@ -37,7 +37,7 @@ BRIEF_SECONDS = 10.0
 """Longest wait for a store that is away, where the next news will do."""
 SETTINGS = (
     *("store", "device", "gpu_share", "pretrain_gpus", "threads", "finetune_threads"),
-    *("checkpoint_seconds", "deadline_hours", "retries", "pixels_gb", "pixels_disk_gb"),
+    *("checkpoint_seconds", "deadline_hours", "retries", "pixels_gb", "pixels_disk_gb", "compiled"),
 )
 """What the far end is told; where its own things lie, and which GPUs it has, is its own affair."""
 

@@ -64,6 +64,7 @@ def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -
                 checkpoint_seconds=order["checkpoint_seconds"],
                 processes=order["processes"],
                 pixels=pixel_store(*order["pixels"]),
+                compiled=order["compiled"],
             )
         except BTMError as error:
             others = f" and {len(group) - 1} with it" if len(group) > 1 else ""

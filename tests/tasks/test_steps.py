@@ -1,10 +1,12 @@
 """Steps by themselves, without Prefect: addresses, refusals, resuming."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import small_experiment, write_digits, write_lists
 from family import worker_process
 
@@ -283,6 +285,27 @@ def test_a_checkpoint_of_other_classes_is_refused(own: ExperimentConfig, store: 
     check_classes(weights, ["digit-0", "digit-1", "digit-2"])
     with pytest.raises(CheckpointError, match=r"(?s)in another order.*0: digit-0, here digit-1"):
         check_classes(weights, ["digit-1", "digit-0", "digit-2"])
+
+
+@pytest.mark.slow
+def test_a_compiled_stage_1_is_the_same_but_for_rounding(own: ExperimentConfig, store: Store, tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    from btm_core.tensor_files import load_tensors
+
+    if shutil.which("c++") is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    data = perform(data_step(own), store, silent)
+    step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
+    plain = load_tensors(store.fetch(perform(step, store, silent), "model.safetensors", tmp_path))
+    other = Store(str(tmp_path / "other"))
+    assert perform(data_step(own), other, silent) == data
+    counters.clear()
+    compiled = load_tensors(other.fetch(perform(step, other, silent, compiled=True), "model.safetensors", tmp_path))
+    assert counters["stats"]["unique_graphs"] > 0  # it was
+    assert compiled.keys() == plain.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_news_reach_those_who_listen() -> None:
