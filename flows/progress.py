@@ -10,6 +10,9 @@ from tasks.events import Event, listening
 
 __all__ = ["show_progress", "telling_progress"]
 
+WORTH_SAYING = 0.2
+"""Share of an epoch spent waiting for images from which on progress tells it."""
+
 LABELS = {
     "data": "data",
     "pretrain": "pre-train (stage 1)",
@@ -29,7 +32,7 @@ class _Stage:
     def __init__(self) -> None:
         self.steps: dict[str, bool] = {}
         self.epochs: dict[str, tuple[int, int]] = {}
-        self.rate = 0.0
+        self.rate = self.waited = 0.0
         self.loss: float | None = None
 
     def take(self, event: Event) -> None:
@@ -40,6 +43,7 @@ class _Stage:
             if event["event"] == "epoch":
                 self.loss = event["loss"]
                 self.rate = event["images"] / max(event["seconds"], 1e-9)
+                self.waited = event.get("waited", 0.0) / max(event["seconds"], 1e-9)
         elif event["event"] == "done":
             total = self.epochs.get(event["step"], (1, 1))[1]
             self.epochs[event["step"]] = (total, total)
@@ -63,6 +67,8 @@ class _Stage:
             parts.append(f"epoch {min(epoch for epoch, _ in running)}/{running[0][1]}")
         if running and self.loss is not None:
             parts.append(f"loss {self.loss:.3f}, {self.rate:,.0f} images/s")
+            if self.waited >= WORTH_SAYING:
+                parts.append(f"{self.waited:.0%} of the time waiting for images")
         return ", ".join(parts)
 
 

@@ -177,6 +177,8 @@ class Tracker:
         told.add(record["epoch"])
         metrics = {"train/loss": record["loss"], "train/lr": record["lr"]}
         metrics["train/images_per_second"] = record["images"] / record["seconds"]
+        if "waited" in record:
+            metrics["train/waited_share"] = record["waited"] / record["seconds"]
         metrics |= {f"system/{name}": value for name, value in record.get("system", {}).items()}
         self._buffer(address, metrics, record["epoch"])
 

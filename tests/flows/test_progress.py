@@ -19,3 +19,14 @@ def test_fetching_is_told_now_and_then_and_at_its_end(seconds: float, told: list
         )
         for images in told
     ]
+
+
+@pytest.mark.parametrize(("waited", "told"), [(0.1, False), (0.5, True)])
+def test_much_waiting_for_images_is_told(waited: float, told: bool) -> None:
+    lines: list[str] = []
+    step = {"step": "finetune/subset-03-00ff", "stage": "finetune"}
+    epoch = {"epoch": 1, "epochs": 3, "loss": 0.5, "images": 100, "seconds": 2.0, "waited": 2.0 * waited}
+    with telling_progress(lambda stage, text: lines.append(text), 0.0):
+        publish({**step, "event": "started"})
+        publish({**step, "event": "epoch", **epoch})
+    assert ("50% of the time waiting for images" in lines[-1]) == told, lines

@@ -36,7 +36,7 @@ def settings(tmp_path: Path, **values: Any) -> RuntimeSettings:
 
 
 def epoch(number: int, address: str = STAGE1, **more: Any) -> dict[str, Any]:
-    record = {"epoch": number, "epochs": 4, "lr": 0.1, "loss": 1 / number, "images": 100, "seconds": 2.0}
+    record = {"epoch": number, "epochs": 4, "lr": 0.1, "loss": 1 / number, "images": 100, "seconds": 2.0, "waited": 0.5}
     return {"event": "epoch", "step": address, **record, **more}
 
 
@@ -97,6 +97,7 @@ def test_a_server_that_is_down_for_a_while_delays_the_log_and_nothing_else(
     assert losses(client, found[STAGE1]) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
     assert found[STAGE1].data.metrics["system/gpu_0_utilization_percentage"] == 93.0
     assert found[STAGE1].data.metrics["train/images_per_second"] == 50.0
+    assert found[STAGE1].data.metrics["train/waited_share"] == 0.25
     assert found[SOUP].data.metrics == {"test/h_mean": 0.5}
 
 
