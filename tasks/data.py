@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig, canonical_digest
 from btm_core.errors import DataError, some_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from btm_core.data.dataset import Dataset, LabelledImages
     from btm_core.data.reader import Tell
 
-__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data"]
+__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data", "scan_ahead"]
 
 DESCRIPTION, LABELS, PIXELS, DIGESTS = "dataset.json", "labels.safetensors", "pixels.safetensors", "digests.safetensors"
 
@@ -68,20 +68,33 @@ def fingerprint(catalog: "Catalog", digests: dict[str, list[str]]) -> dict[str, 
     return hashes
 
 
-def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareData":
+_ahead: dict[DataConfig, "Catalog"] = {}
+
+
+def scan_ahead(config: DataConfig) -> "Catalog":
+    """Scan a data set, to check it; the next `prepare_data` of it in this process takes what was found."""
+    from btm_core.data import scan
+
+    _ahead.clear()
+    catalog = _ahead[config] = scan(config)
+    return catalog
+
+
+def prepare_data(name: str, config: DataConfig, cache: Path | None, catalog: "Catalog | None" = None) -> "PrepareData":
     """Scan a data set, check it, and return the step that makes its artifact. Raises DataError.
 
-    `cache` is where digests of image files are kept, which then need not be read again.
+    `cache` is where digests of image files are kept, which then need not be read again; `catalog` is what a scan found.
     """
     from btm_core.data import scan
 
-    catalog = scan(config)
+    catalog = catalog or _ahead.pop(config, None) or scan(config)
     view = config.input
-    hashes = fingerprint(catalog, image_digests(catalog, cache, telling(publish, f"data/{config.format}")))
+    digests = image_digests(catalog, cache, telling(publish, f"data/{config.format}"))
+    hashes = fingerprint(catalog, digests)
     held: dict[str, Any] = {"classes": catalog.class_names, "splits": hashes}
     if catalog.carved:  # the same splits, given as files, have other groups
         held["carved"] = True
-    return PrepareData(
+    step = PrepareData(
         name=name,
         source=config,
         cache=cache,
@@ -90,6 +103,8 @@ def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareD
         size=view.size if view.decode_once else None,
         channels=view.channels,
     )
+    step._scanned = catalog, digests
+    return step
 
 
 def telling(emit: Emit, address: str) -> "Tell":
@@ -116,6 +131,8 @@ class PrepareData(Step):
     size: int | None
     """Pixels a side of packed images; None leaves the images where they are."""
     channels: int
+    _scanned: "tuple[Catalog, dict[str, list[str]]] | None" = PrivateAttr(None)
+    """What the fingerprint was taken of; gone once this step was sent somewhere, or has run."""
 
     @property
     def readable(self) -> str:
@@ -133,10 +150,13 @@ class PrepareData(Step):
         from btm_core.data import scan
         from btm_core.data.files import pack_files, pack_pixels
 
-        catalog = scan(self.source)
-        digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
-        if fingerprint(catalog, digests) != self.hashes:
-            raise DataError(f"the data below {catalog.root} changed while they were read; run again")
+        if self._scanned is not None:  # what else has changed, `pack_files` refuses
+            catalog, digests = self._scanned
+        else:
+            catalog = scan(self.source)
+            digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
+            if fingerprint(catalog, digests) != self.hashes:
+                raise DataError(f"the data below {catalog.root} changed while they were read; run again")
         splits = {split.name: split for split in catalog.splits}
         save_file({name: split.labels for name, split in splits.items()}, work.output / LABELS)
         pixels = {}
