@@ -4,6 +4,7 @@ A mark in the environment of what a test starts finds whatever it leaves behind.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,11 @@ LONG = [
 ]
 """digits-lt with fine-tunes of some seconds: time enough to strike."""
 MARK = "BTM_TEST_MARK"
+
+
+@pytest.fixture(autouse=True)
+def _home(databases: Path, tmp_path: Path) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
 
 
 @pytest.fixture(scope="module")
