@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def main() -> None:
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()
-    with listening(listen), prefect_ready(settings, False, lambda: None):
+    with listening(listen), prefect_ready(settings, False, lambda: import_module("flows.btm")):
         from flows.btm import btm
 
         answer = btm(load_experiment("digits-lt", overrides), settings, "fan-out")

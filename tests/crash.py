@@ -6,6 +6,7 @@ With `worker` in place of an event, the first worker process that reports an epo
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -37,7 +38,7 @@ def main() -> None:
         else:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with listening(strike), prefect_ready(settings, False, lambda: None):
+    with listening(strike), prefect_ready(settings, False, lambda: import_module("flows.btm")):
         from flows.btm import btm
 
         experiment = load_experiment(preset, [override.removeprefix("--set=") for override in overrides])
