@@ -41,17 +41,22 @@ def server_ready(settings: RuntimeSettings) -> OwnServer | None:
     Raises ConfigError.
     """
     global _own
+    needed = not os.environ.get("PREFECT_API_URL") and settings.engine != "workpool"
+    own = OwnServer() if needed else None  # beside the import of Prefect
+
     from prefect.context import refresh_global_settings_context
     from prefect.settings import get_current_settings
 
-    current = get_current_settings()
-    if current.api.url or settings.engine == "workpool":
-        check_server(settings, current.api.url)
+    url = get_current_settings().api.url
+    if own is not None and url:  # of a profile
+        own.stop()
+    if own is None or url:
+        check_server(settings, url)
         return None
-    _own = OwnServer(current.to_environment_variables(exclude_unset=True))
-    os.environ["PREFECT_API_URL"] = _own.url
+    _own = own
+    os.environ["PREFECT_API_URL"] = own.url
     refresh_global_settings_context()
-    return _own
+    return own
 
 
 def server_stays() -> bool:

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from btm_core.errors import ConfigError
@@ -31,8 +30,8 @@ STOP_SECONDS = 5.0
 class OwnServer:
     """A server process. Its standard input is open for as long as this process lives, and closes with it."""
 
-    def __init__(self, settings: Mapping[str, str]):
-        """Start it, with Prefect's `settings` as environment variables."""
+    def __init__(self) -> None:
+        """Start it; it reads Prefect's settings where this process does."""
         here = str(Path(__file__).parents[1])
         path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
         # Bound here, so that the port is known, nobody else's, and early callers wait in its queue.
@@ -43,7 +42,7 @@ class OwnServer:
                 stdin=subprocess.PIPE,
                 stdout=2,
                 pass_fds=[listener.fileno()],
-                env={**os.environ, **settings, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": path},
+                env={**os.environ, "PREFECT_SERVER_UI_ENABLED": "false", "PYTHONPATH": path},
                 process_group=0,  # Ctrl-C is this process's to handle
             )
         atexit.register(self.stop)  # after Prefect's own threads, which started later, have sent their last
@@ -71,6 +70,7 @@ class OwnServer:
 
     def stop(self) -> None:
         """End it, and wait until it has."""
+        atexit.unregister(self.stop)
         assert self._process.stdin
         self._process.stdin.close()
         try:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from btm_core.config import NOT_IDENTITY, DataConfig, InputConfig, canonical_digest
 from btm_core.errors import DataError, some_of
@@ -89,12 +89,11 @@ def prepare_data(name: str, config: DataConfig, cache: Path | None, catalog: "Ca
 
     catalog = catalog or _ahead.pop(config, None) or scan(config)
     view = config.input
-    digests = image_digests(catalog, cache, telling(publish, f"data/{config.format}"))
-    hashes = fingerprint(catalog, digests)
+    hashes = fingerprint(catalog, image_digests(catalog, cache, telling(publish, f"data/{config.format}")))
     held: dict[str, Any] = {"classes": catalog.class_names, "splits": hashes}
     if catalog.carved:  # the same splits, given as files, have other groups
         held["carved"] = True
-    step = PrepareData(
+    return PrepareData(
         name=name,
         source=config,
         cache=cache,
@@ -103,8 +102,6 @@ def prepare_data(name: str, config: DataConfig, cache: Path | None, catalog: "Ca
         size=view.size if view.decode_once else None,
         channels=view.channels,
     )
-    step._scanned = catalog, digests
-    return step
 
 
 def telling(emit: Emit, address: str) -> "Tell":
@@ -131,8 +128,6 @@ class PrepareData(Step):
     size: int | None
     """Pixels a side of packed images; None leaves the images where they are."""
     channels: int
-    _scanned: "tuple[Catalog, dict[str, list[str]]] | None" = PrivateAttr(None)
-    """What the fingerprint was taken of; gone once this step was sent somewhere, or has run."""
 
     @property
     def readable(self) -> str:
@@ -150,13 +145,10 @@ class PrepareData(Step):
         from btm_core.data import scan
         from btm_core.data.files import pack_files, pack_pixels
 
-        if self._scanned is not None:  # what else has changed, `pack_files` refuses
-            catalog, digests = self._scanned
-        else:
-            catalog = scan(self.source)
-            digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
-            if fingerprint(catalog, digests) != self.hashes:
-                raise DataError(f"the data below {catalog.root} changed while they were read; run again")
+        catalog = scan(self.source)  # again: what is written must be what was fingerprinted, and still be there
+        digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
+        if fingerprint(catalog, digests) != self.hashes:
+            raise DataError(f"the data below {catalog.root} changed while they were read; run again")
         splits = {split.name: split for split in catalog.splits}
         save_file({name: split.labels for name, split in splits.items()}, work.output / LABELS)
         pixels = {}

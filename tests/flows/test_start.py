@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -18,23 +18,37 @@ from btm_core.data import scan
 from tasks.engines.pool import pool_of
 from tasks.settings import RuntimeSettings
 
-HEAVY = ["torch", "prefect", "mlflow", "sklearn", "scipy", "pandas", "matplotlib"]
+HEAVY = {"torch", "prefect", "mlflow", "sklearn", "scipy", "pandas", "matplotlib"}
 WATCHED = """
 import json, sys
-started = []
-sys.addaudithook(lambda event, values: started.append(list(map(str, values[1]))) if event == "subprocess.Popen" else 0)
+started, opened = [], []
+def hear(event, values):
+    if event == "subprocess.Popen":
+        started.append(list(map(str, values[1])))
+    elif event == "open":
+        opened.append(str(values[0]))
+sys.addaudithook(hear)
 from flows.cli import main
 report, *sys.argv[1:] = sys.argv[1:]
 try:
     main()
 finally:
     with open(report, "w") as file:
-        json.dump({"modules": sorted(sys.modules), "started": started}, file)
+        json.dump({"modules": list(sys.modules), "started": started, "opened": opened}, file)
 """
 
 
-def watched(folder: Path, *arguments: str) -> tuple[set[str], list[list[str]]]:
-    """Run a command; return the modules that its process imported, and the commands it started."""
+class Report(NamedTuple):
+    """What the process of a command did."""
+
+    modules: list[str]
+    started: list[list[str]]
+    """The processes, by their arguments."""
+    opened: list[str]
+
+
+def watched(folder: Path, *arguments: str) -> Report:
+    """Run a command, which must succeed."""
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, "report.json", *arguments],
         cwd=folder,
@@ -43,29 +57,29 @@ def watched(folder: Path, *arguments: str) -> tuple[set[str], list[list[str]]]:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    report = json.loads((folder / "report.json").read_text())
-    return set(report["modules"]), report["started"]
+    return Report(**json.loads((folder / "report.json").read_text()))
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["presets"], ["store", "ls"]])
 def test_what_computes_nothing_imports_nothing_heavy(command: list[str], tmp_path: Path) -> None:
     (tmp_path / ".btm" / "store").mkdir(parents=True)
-    modules, started = watched(tmp_path, *command)
-    assert "flows.cli" in modules
-    assert modules.isdisjoint(HEAVY)
-    assert started == []
+    report = watched(tmp_path, *command)
+    assert "flows.cli" in report.modules
+    assert HEAVY.isdisjoint(report.modules)
+    assert report.started == []
 
 
 def test_a_run_that_finds_everything_neither_imports_nor_starts_what_trains(
     undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     shutil.copytree(undisturbed[0] / ".btm", tmp_path / ".btm")
-    modules, started = watched(tmp_path, "run", "digits-lt", *FAST)
-    assert {"prefect", "mlflow"} <= modules
+    report = watched(tmp_path, "run", "digits-lt", *FAST)
+    assert {"prefect", "mlflow"} <= set(report.modules)
     # Scikit-learn's digits are read without it (SciPy comes with MLflow), and Prefect's server is another process.
-    assert modules.isdisjoint({"torch", "sklearn", "prefect.server.api.server"})
-    assert [command for command in started if "flows.own_server" in command]
-    assert not [command for command in started if "tasks.engines.worker" in command]
+    assert {"torch", "sklearn", "prefect.server.api.server"}.isdisjoint(report.modules)
+    assert [command for command in report.started if "flows.own_server" in command]
+    assert not [command for command in report.started if "tasks.engines.worker" in command]
+    assert len([path for path in report.opened if path.endswith("digits.csv.gz")]) == 1  # scanned once
 
 
 def test_a_worker_is_started_early_if_stage_1_is_to_be_trained(
