@@ -90,7 +90,7 @@ def demo() -> list[dict[str, Any]]:
     from benchmarks.phases import measure
 
     first, again, prefect = [], [], []
-    for _ in range(3):
+    for _ in range(2):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             first.append(measure(folder))
@@ -163,7 +163,8 @@ def _empty_flow(folder: Path) -> None:
         "from pathlib import Path; from flows.environment import prepare_prefect; prepare_prefect(Path('.btm'));"
         "from prefect import flow; flow(lambda: 1, name='empty')()"
     )
-    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, capture_output=True)
+    environment = {**os.environ, "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+    subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, check=True, capture_output=True)
 
 
 def transfers() -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ def prepare_prefect(home: Path, verbose: bool = False) -> None:
     home.mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, but not the one that holds it
     defaults = {
         "PREFECT_HOME": str(home.absolute() / "prefect"),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
