@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,14 @@ def main() -> None:
     kill = "kill=1" in overrides
     overrides = [override for override in overrides if not override.startswith("kill=")]
 
+    import psutil
+
     from btm_core.config import load_experiment
-    from flows.environment import prepare_prefect
+    from flows.start import prefect_ready
+    from tasks.events import listening
     from tasks.settings import RuntimeSettings
 
     settings = RuntimeSettings()
-    prepare_prefect(settings.home)
-    import psutil
-
-    from flows.btm import btm
-    from tasks.events import listening
 
     times: list[float] = []
     trained: dict[tuple[str, int], float] = {}
@@ -66,14 +65,16 @@ def main() -> None:
         while True:
             for child in psutil.Process().children():
                 try:
-                    if "prefect.server.api.server:create_app" in child.cmdline():
+                    if "flows.own_server" in child.cmdline():
                         peak[0] = max(peak[0], child.memory_info().rss)
                 except psutil.Error:
                     continue
             time.sleep(0.5)
 
     threading.Thread(target=watch, daemon=True).start()
-    with listening(listen):
+    with listening(listen), prefect_ready(settings, False, lambda: import_module("flows.btm")):
+        from flows.btm import btm
+
         answer = btm(load_experiment("digits-lt", overrides), settings, "fan-out")
     print(
         json.dumps(

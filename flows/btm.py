@@ -9,7 +9,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from btm_core.config import ExperimentConfig
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact, file_digest_at
-from flows.environment import guard_server
 from flows.flow_run import (
     ended,
     in_prefect_log,
@@ -40,7 +39,7 @@ FLOW_OPTIONS: dict[str, Any] = {
     # Threads wait for worker processes; how many of those run at a time is the engine's to decide.
     "task_runner": ThreadPoolTaskRunner(max_workers=64),
     "persist_result": False,
-    "on_running": [guard_server, stop_at_once],
+    "on_running": [stop_at_once],
 }
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from prefect import get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
-from prefect.settings import get_current_settings
 from prefect.states import Completed
 from prefect.utilities.urls import url_for
 
 from btm_core.errors import ConfigError
+from flows.environment import server_stays
 from flows.progress import telling_progress
 from tasks.settings import RuntimeSettings, runtime_settings
 from tasks.tracking import run_note
@@ -84,8 +84,7 @@ def in_prefect_log() -> Iterator[None]:
 def prefect_link() -> dict[str, str]:
     """Return where Prefect shows this flow run: its page, or its id where Prefect has no pages that stay."""
     run_id = runtime.flow_run.get_id()
-    served = get_current_settings().api.url
-    page = url_for("flow-run", obj_id=run_id) if served else None
+    page = url_for("flow-run", obj_id=run_id) if server_stays() else None
     return {"Prefect run": page or str(run_id)}
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 from btm_core.config import ExperimentConfig
 from btm_core.config.methods import check_processes
-from btm_core.data import scan
+from btm_core.data.catalog import Catalog
 from btm_core.errors import ConfigError
 from btm_core.storage import Store
+from tasks.data import scan_ahead
 from tasks.sample import short_classes
 from tasks.settings import RuntimeSettings, visible_gpus
 
@@ -16,8 +17,11 @@ ANSWER_SECONDS = 30.0
 """A store that does not answer for so long at the start was probably never there."""
 
 
-def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> None:
-    """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained."""
+def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> Catalog:
+    """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained.
+
+    Returns what was found of the data.
+    """
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,7 +43,7 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> None:
             "file to start from: set pretrain.initial to a trained backbone's safetensors file (`btm import-checkpoint "
             "FILE -o backbone.safetensors --backbone-only` makes one), or pretrain.checkpoint to a stage 1"
         )
-    catalog = scan(config.data)
+    catalog = scan_ahead(config.data)
     sampling = config.sampling
     short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
     checkpoint = config.pretrain.checkpoint
@@ -50,3 +54,4 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> None:
         path = Path(checkpoint).expanduser()
         load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
         check_classes(path, catalog.class_names)
+    return catalog

@@ -1,5 +1,6 @@
 """`btm promote` and `btm register`: what a run made becomes a version of a registered model, and the gate decides."""
 
+import importlib
 import json
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def promote(
         document = Registry(settings, str(model)).summary()
         _answer(document, as_json, print_standing)
         return
-    with prefect_ready(settings, verbose):
+    with prefect_ready(settings, verbose, lambda: importlib.import_module("flows.promote")):
         from flows import promote as flows
 
         if rollback:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from btm_core.config import ExperimentConfig
+from tasks.imports import importing
 from tasks.settings import RuntimeSettings, runtime_settings
 
 __all__ = ["log_to_stderr", "prefect_ready", "results_alone_on_stdout", "run_flow", "settings_of"]
@@ -31,10 +32,20 @@ def run_flow(
     log_to_stderr(verbose)
     config = load_experiment(experiment, overrides)
     settings = settings_of(flags)
-    preflight(config, settings)
+    catalog = preflight(config, settings)
     if settings.engine != "local":
         config = with_absolute_paths(config)
-    with prefect_ready(settings, verbose):
+
+    def meanwhile() -> None:
+        import flows.ablations  # noqa: F401
+        from flows.warm import warm_worker
+        from tasks.tracking import connect
+
+        warm_worker(config, settings, catalog)
+        connect(settings)
+        import matplotlib.figure  # noqa: F401  # of the report
+
+    with prefect_ready(settings, verbose, meanwhile):
         from flows.flow_run import new_run_id  # imports Prefect
 
         return call(config, settings, new_run_id("-".join(filter(None, [config.name, name]))))
@@ -51,16 +62,23 @@ def settings_of(flags: dict[str, Any]) -> RuntimeSettings:
 
 
 @contextmanager
-def prefect_ready(settings: RuntimeSettings, verbose: bool) -> Iterator[None]:
-    """Have Prefect configured before it is imported, progress shown, and signals heard, while the block runs."""
-    from flows.environment import check_server, prepare_prefect
+def prefect_ready(settings: RuntimeSettings, verbose: bool, meanwhile: Callable[[], object]) -> Iterator[None]:
+    """Have Prefect configured, its server there, progress shown, and signals heard, while the block runs.
+
+    `meanwhile` is called while the server starts: it imports the flow, and does what else takes long.
+    """
+    from flows.environment import prepare_prefect, server_ready
     from flows.progress import show_progress
     from flows.stopping import handle_signals
 
     prepare_prefect(settings.home, verbose)
-    check_server(settings)
     with show_progress(), results_alone_on_stdout():
         handle_signals()
+        with importing():
+            server = server_ready(settings)
+            meanwhile()
+        if server is not None:
+            server.wait()
         yield
 
 

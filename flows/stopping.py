@@ -11,6 +11,7 @@ import threading
 from types import FrameType
 from typing import Any
 
+from flows.environment import server_stays
 from tasks.stopping import clean_up, on_stop, stopping
 
 __all__ = ["handle_signals", "stop_at_once"]
@@ -33,7 +34,7 @@ def stop_at_once(flow: Any, flow_run: Any, state: Any) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)
-    if flow_run.deployment_id is None and os.environ.get("PREFECT_API_URL"):
+    if flow_run.deployment_id is None and server_stays():
         threading.Thread(target=_watch, args=(flow_run.id,), daemon=True).start()
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from btm_core.data.dataset import Dataset, LabelledImages
     from btm_core.data.reader import Tell
 
-__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data"]
+__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data", "scan_ahead"]
 
 DESCRIPTION, LABELS, PIXELS, DIGESTS = "dataset.json", "labels.safetensors", "pixels.safetensors", "digests.safetensors"
 
@@ -69,14 +69,26 @@ def fingerprint(catalog: "Catalog", digests: dict[str, list[str]]) -> dict[str, 
     return hashes
 
 
-def prepare_data(name: str, config: DataConfig, cache: Path | None) -> "PrepareData":
+_ahead: dict[DataConfig, "Catalog"] = {}
+
+
+def scan_ahead(config: DataConfig) -> "Catalog":
+    """Scan a data set, to check it; the next `prepare_data` of it in this process takes what was found."""
+    from btm_core.data import scan
+
+    _ahead.clear()
+    catalog = _ahead[config] = scan(config)
+    return catalog
+
+
+def prepare_data(name: str, config: DataConfig, cache: Path | None, catalog: "Catalog | None" = None) -> "PrepareData":
     """Scan a data set, check it, and return the step that makes its artifact. Raises DataError.
 
-    `cache` is where digests of image files are kept, which then need not be read again.
+    `cache` is where digests of image files are kept, which then need not be read again; `catalog` is what a scan found.
     """
     from btm_core.data import scan
 
-    catalog = scan(config)
+    catalog = catalog or _ahead.pop(config, None) or scan(config)
     view = config.input
     hashes = fingerprint(catalog, image_digests(catalog, cache, telling(publish, f"data/{config.format}")))
     held: dict[str, Any] = {"classes": catalog.class_names, "splits": hashes}
@@ -134,7 +146,7 @@ class PrepareData(Step):
         from btm_core.data import scan
         from btm_core.data.files import pack_files, pack_pixels
 
-        catalog = scan(self.source)
+        catalog = scan(self.source)  # again: what is written must be what was fingerprinted, and still be there
         digests = image_digests(catalog, self.cache, telling(work.emit, self.address))
         if fingerprint(catalog, digests) != self.hashes:
             raise DataError(f"the data below {catalog.root} changed while they were read; run again")

@@ -149,6 +149,30 @@ def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k == CACHE or not k.startswith(changing)}
 
 
+MIGRATE = """
+from pathlib import Path
+from flows.environment import prepare_prefect, server_ready
+from tasks.settings import RuntimeSettings
+from tasks.tracking import mlflow_client
+settings = RuntimeSettings()
+prepare_prefect(settings.home)
+server = server_ready(settings)
+mlflow_client(settings.mlflow_uri)
+server.wait()
+"""
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BTM_HOME with nothing but the databases of Prefect and MLflow, empty, made as a first run makes them.
+
+    To be copied: migrating them anew in each folder takes longer than most of what is tested there.
+    """
+    folder = tmp_path_factory.mktemp("databases")
+    subprocess.run([sys.executable, "-c", MIGRATE], cwd=folder, env=clean_environment(), check=True)
+    return folder / ".btm"
+
+
 FAST = [
     "--set=pretrain.epochs=6",
     "--set=sampling.num_subsets=3",

@@ -6,6 +6,7 @@ With `worker` in place of an event, the first worker process that reports an epo
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -15,13 +16,11 @@ def main() -> None:
     event, stage, count, preset, *overrides = sys.argv[1:]
 
     from btm_core.config import load_experiment
-    from flows.environment import prepare_prefect
+    from flows.start import prefect_ready
+    from tasks.events import listening
     from tasks.settings import RuntimeSettings
 
     settings = RuntimeSettings()
-    prepare_prefect(settings.home)
-    from flows.btm import btm
-    from tasks.events import listening
 
     left = int(count)
 
@@ -39,7 +38,9 @@ def main() -> None:
         else:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with listening(strike):
+    with listening(strike), prefect_ready(settings, False, lambda: import_module("flows.btm")):
+        from flows.btm import btm
+
         experiment = load_experiment(preset, [override.removeprefix("--set=") for override in overrides])
         result = btm(experiment, settings, f"crash-{event}-{stage}")
     print(result["run_id"])

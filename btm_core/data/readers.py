@@ -3,15 +3,18 @@
 Paths are relative to `data.root`, which is a folder or an fsspec URL such as s3://bucket/images.
 """
 
+import gzip
 import logging
 import posixpath
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from btm_core.config import DataConfig
 from btm_core.data.catalog import Catalog, Split
@@ -72,11 +75,9 @@ def _carved(catalog: Catalog, per_class: int, seed: int) -> Catalog:
 
 def _read_digits(config: DataConfig) -> Catalog:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels (E. Alpaydin, C. Kaynak, UCI 1998), split by class."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)[:, None]
-    labels = bunch.target.astype(np.int64)
+    table = _digits_table()
+    pixels = (table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)[:, None]
+    labels = table[:, -1].astype(np.int64)
     random = numpy_generator("digits", config.split_seed)
     train, test = [], []
     for c in range(10):
@@ -88,6 +89,17 @@ def _read_digits(config: DataConfig) -> Catalog:
         for name, parts in (("train", train), ("test", test))
     ]
     return Catalog(tuple(str(c) for c in range(10)), splits[0], splits[1])
+
+
+def _digits_table() -> NDArray[np.float64]:
+    """Return what `sklearn.datasets.load_digits` reads, (1797, 65), label last, without importing scikit-learn.
+
+    That takes as long as all the rest of what a run checks before it starts: SciPy and pandas come with it.
+    """
+    package = find_spec("sklearn")
+    assert package is not None and package.submodule_search_locations
+    with gzip.open(Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")) as file:
+        return np.loadtxt(file, delimiter=",")
 
 
 def _read_cifar100(config: DataConfig) -> Catalog:

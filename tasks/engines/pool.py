@@ -32,7 +32,7 @@ from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.stopping import on_stop, stopping
 
-__all__ = ["DeadlineError", "Worker", "WorkerDiedError", "WorkerError", "run_in_pool"]
+__all__ = ["DeadlineError", "Worker", "WorkerDiedError", "WorkerError", "run_in_pool", "warm"]
 
 output = logging.getLogger("tasks.engines.output")
 """What workers print. Prefect shows it in the run's logs."""
@@ -71,7 +71,7 @@ class Worker:
 
         Raises the BTMError that the worker reports; DeadlineError; WorkerDiedError with the worker's last words.
         """
-        process = self._ready()
+        process = self.ready()
         assert process.stdin and process.stdout
         self._words.clear()
         expired = threading.Event()
@@ -134,7 +134,8 @@ class Worker:
         """Process id, None if it does not run."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
-    def _ready(self) -> "subprocess.Popen[str]":
+    def ready(self) -> "subprocess.Popen[str]":
+        """Return its process, started if it does not run."""
         if self.pid is None:
             self.kill()
             self._start()
@@ -206,6 +207,16 @@ def pool_of(settings: RuntimeSettings) -> "queue.LifoQueue[Worker]":
             for gpu in settings.slots():
                 pool.put(Worker(gpu))
         return _pools[settings]
+
+
+def warm(settings: RuntimeSettings) -> None:
+    """Start the worker that takes the first order of a run: it imports torch, for seconds, while others do else."""
+    free = pool_of(settings)
+    worker = free.get()
+    try:
+        worker.ready()
+    finally:
+        free.put(worker)  # on top
 
 
 def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Event]:

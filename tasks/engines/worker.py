@@ -17,6 +17,7 @@ from btm_core.errors import BTMError
 from btm_core.storage import Store
 from tasks.engines.orders import steps_from_json
 from tasks.engines.pool import SCRATCH
+from tasks.imports import importing
 from tasks.pixels import pixel_store
 from tasks.step import perform_together
 from tasks.system import SystemMonitor
@@ -31,9 +32,10 @@ def main() -> NoReturn:
     orders: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read_orders, args=(orders,), daemon=True).start()
 
-    import torch
+    with importing():
+        import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)  # imports half of torch, as any optimizer would
     monitor = SystemMonitor()
     while True:
         _carry_out(json.loads(orders.get()), events, monitor)

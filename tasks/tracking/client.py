@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from btm_core.urls import split_credentials
+from btm_core.errors import TrackingError
+from btm_core.urls import split_credentials, without_credentials
 from tasks.settings import RuntimeSettings
 
-__all__ = ["find_experiment", "mlflow_client", "run_page", "server_trouble"]
+__all__ = ["connect", "find_experiment", "mlflow_client", "run_page", "server_trouble", "unusable"]
 
 WORTH_WAITING = (401, 403, 429)
 """Besides 5xx. A password that is wrong now was right when the run began: somebody is changing it."""
@@ -33,6 +34,24 @@ def mlflow_client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(address)
+
+
+def connect(settings: RuntimeSettings) -> tuple[Any, str]:
+    """Return MLflow's client and the id of the experiment to log to. Raises TrackingError if it cannot be used."""
+    try:
+        client = mlflow_client(settings.mlflow_uri)
+        return client, find_experiment(client, settings)
+    except Exception as error:  # each kind of tracking store raises its own
+        raise unusable(settings, error) from None
+
+
+def unusable(settings: RuntimeSettings, error: Exception) -> TrackingError:
+    """Return the error to raise for one of MLflow's, as long as nothing has been done."""
+    return TrackingError(
+        f"MLflow at {without_credentials(split_credentials(settings.mlflow_uri)[0])} cannot be used: "
+        f"{without_credentials(str(error))}; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to track in a "
+        "local database; a server with passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
 
 
 def find_experiment(client: Any, settings: RuntimeSettings) -> str:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from btm_core.config import ExperimentConfig, Section
-from btm_core.errors import TrackingError
 from btm_core.urls import split_credentials, without_credentials
 from tasks.events import Event
 from tasks.settings import RuntimeSettings
-from tasks.tracking.client import find_experiment, mlflow_client, run_page, server_trouble
+from tasks.tracking.client import connect, run_page, server_trouble, unusable
 from tasks.tracking.outbox import Outbox, log
 
 __all__ = ["DatasetFacts", "Tracker"]
@@ -55,16 +54,11 @@ class Tracker:
     ):
         self.uri, _, _ = split_credentials(settings.mlflow_uri)
         tags = {"mlflow.runName": run_id, "btm.run_id": run_id, **(tags or {})}
+        self._client, self._experiment_id = connect(settings)
         try:
-            self._client = mlflow_client(settings.mlflow_uri)
-            self._experiment_id = find_experiment(self._client, settings)
             self.run_id: str = self._client.create_run(self._experiment_id, tags=tags).info.run_id
-        except Exception as error:  # each kind of tracking store raises its own
-            raise TrackingError(
-                f"MLflow at {without_credentials(self.uri)} cannot be used: {without_credentials(str(error))}; check "
-                "MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to track in a local database; a server with "
-                "passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            ) from None
+        except Exception as error:
+            raise unusable(settings, error) from None
         self.page = run_page(self.uri, self._experiment_id, self.run_id)
         self._records, self._over = records, over
         self._store = tags.get("btm.store")

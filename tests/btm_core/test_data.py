@@ -18,6 +18,7 @@ from btm_core.data import scan
 from btm_core.data.dataset import LabelledImages
 from btm_core.data.files import content_digests, decode_image, fit_square, pack_files, pack_pixels, stat_files
 from btm_core.data.images import ImageFiles, PackedPixels
+from btm_core.data.readers import _digits_table
 from btm_core.data.transforms import augment, normalise, random_resized_boxes
 from btm_core.errors import DataError
 from btm_core.seeding import torch_generator
@@ -64,6 +65,13 @@ def test_all_formats_read_the_same_data_set(layout: DataConfig) -> None:
     found = {path: label for path, label in zip(catalog.train.paths, catalog.train.labels.tolist(), strict=True)}
     assert all(path.startswith(f"train/digit-{label}/") for path, label in found.items())
     assert len(found) == 33
+
+
+def test_the_digits_are_those_of_scikit_learn() -> None:
+    from sklearn.datasets import load_digits
+
+    digits, table = load_digits(), _digits_table()
+    assert (table[:, :-1] == digits.data).all() and (table[:, -1] == digits.target).all()
 
 
 def test_digits_are_split_by_class_and_seed() -> None:

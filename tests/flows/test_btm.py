@@ -159,7 +159,10 @@ def test_a_change_re_runs_only_what_follows(undisturbed: Undisturbed, btm: Btm, 
 
 
 @pytest.mark.slow
-def test_killed_at_every_stage_a_run_ends_as_if_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_killed_at_every_stage_a_run_ends_as_if_undisturbed(
+    undisturbed: Undisturbed, databases: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
     expected = artifact_digests(undisturbed[0])
     moments = [
         ("started", "data", 1), ("epoch", "pretrain", 3), ("started", "sample", 2), ("epoch", "finetune", 3),
@@ -177,7 +180,10 @@ def test_killed_at_every_stage_a_run_ends_as_if_undisturbed(undisturbed: Undistu
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_the_result_is_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_result_is_the_same(
+    undisturbed: Undisturbed, databases: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
     done = crash(tmp_path, "worker", "finetune", 2)
     assert done.returncode == 0, done.stderr
     assert artifact_digests(tmp_path) == artifact_digests(undisturbed[0])
@@ -193,8 +199,9 @@ def crash(folder: Path, event: str, stage: str, count: int) -> "subprocess.Compl
 
 
 @pytest.mark.slow
-def test_own_data_on_s3_with_fc_and_a_checkpoint(btm: Btm, s3: dict[str, str], tmp_path: Path) -> None:
+def test_own_data_on_s3_with_fc_and_a_checkpoint(btm: Btm, databases: Path, s3: dict[str, str], tmp_path: Path) -> None:
     """Images and lists in S3, the store in S3, stage 1 from a checkpoint, the FC stage before BTM."""
+    shutil.copytree(databases, tmp_path / ".btm")
     import s3fs
 
     root = write_digits(tmp_path / "images")
@@ -226,8 +233,9 @@ def test_own_data_on_s3_with_fc_and_a_checkpoint(btm: Btm, s3: dict[str, str], t
 
 
 @pytest.mark.slow
-def test_large_images_stay_files(btm: Btm, tmp_path: Path) -> None:
+def test_large_images_stay_files(btm: Btm, databases: Path, tmp_path: Path) -> None:
     """random-resized-crop: images are decoded when they are used, not packed; worker counts make no difference."""
+    shutil.copytree(databases, tmp_path / ".btm")
     root = write_digits(tmp_path / "images")
     experiment = small_experiment(format="image_folder", root=str(root))
     view = {"size": 12, "channels": 3, "augmentation": "random-resized-crop", "color_jitter": 0.2}

@@ -4,6 +4,8 @@ A mark in the environment of what a test starts finds whatever it leaves behind.
 """
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,11 @@ LONG = [
 ]
 """digits-lt with fine-tunes of some seconds: time enough to strike."""
 MARK = "BTM_TEST_MARK"
+
+
+@pytest.fixture(autouse=True)
+def _home(databases: Path, tmp_path: Path) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +153,17 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
 
 
 # local
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 128 + signal.SIGINT)])
+def test_local_what_starts_before_the_flow_ends_with_the_run(tmp_path: Path, number: int, code: int) -> None:
+    """Prefect's server and a worker that warms up."""
+    run = Started(tmp_path)
+    wait_until(lambda: bool(run.workers()), 60)
+    assert any("flows.own_server" in command_of(process) for process in survivors(run.mark))
+    run.process.send_signal(number)
+    run.end(code)
+    assert not (tmp_path / ".btm/store/runs").exists()  # no flow had begun
 
 
 def test_local_a_killed_fine_tune_goes_on(tmp_path: Path, expected: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ test. The trouble that only large files have (parts, ranges) is that of tests/bt
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -28,6 +29,11 @@ pytestmark = pytest.mark.slow
 Undisturbed = tuple[Path, dict[str, Any]]
 IMPATIENT = {"BTM_STORE_DEADLINE_SECONDS": "5"}
 RESTART_SECONDS = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _home(databases: Path, tmp_path: Path) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Moves of the champion alias: by one at a time, never half, never lost."""
 
 import contextlib
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ from tasks.tracking import mlflow_client
 
 
 @pytest.fixture
-def client(tmp_path: Path) -> Any:
+def client(tmp_path: Path, databases: Path) -> Any:
+    shutil.copy(databases / "mlflow.db", tmp_path)
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
     client.create_registered_model("trees")
     for _ in range(4):

@@ -126,7 +126,7 @@ def test_a_deadline_is_that_of_one_order(settings: RuntimeSettings) -> None:
 def test_a_deadline_ends_what_the_worker_started_too(settings: RuntimeSettings) -> None:
     """A child that holds the worker's pipes would be waited for."""
     worker = Worker(None)
-    process = worker._ready()
+    process = worker.ready()
     script = f"import subprocess, sys; subprocess.Popen(['sleep', '60'], process_group={process.pid}); print('here')"
     subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
     group = [p for p in psutil.process_iter() if os.getpgid(p.pid) == process.pid]
@@ -138,7 +138,7 @@ def test_a_deadline_ends_what_the_worker_started_too(settings: RuntimeSettings) 
 
 def test_nothing_of_a_worker_stays_in_the_temporary_folder(settings: RuntimeSettings) -> None:
     worker = Worker(None)
-    scratch = Path((worker._ready() and worker._scratch) or "")
+    scratch = Path((worker.ready() and worker._scratch) or "")
     assert scratch.is_dir()
     worker.kill()
     assert not scratch.exists()

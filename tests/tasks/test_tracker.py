@@ -1,6 +1,7 @@
 """The tracker against a real MLflow server that dies, comes back, or does not."""
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +22,9 @@ STAGE1, SOUP = "pretrain/small-cnn-0123456789abcdef", "merge/uniform-0123456789a
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+def server(tmp_path: Path, databases: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
     server = MlflowServer(tmp_path / "mlflow")
+    shutil.copy(databases / "mlflow.db", server.folder)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -134,7 +136,8 @@ def test_what_a_server_refuses_is_told_and_the_rest_is_logged(
     assert mlflow_client(server.url).get_run(tracker.run_id).data.metrics == {"test/accuracy": 0.5}
 
 
-def test_a_run_that_was_refused_once_is_made_with_what_comes_next(tmp_path: Path) -> None:
+def test_a_run_that_was_refused_once_is_made_with_what_comes_next(tmp_path: Path, databases: Path) -> None:
+    shutil.copy(databases / "mlflow.db", tmp_path)
     local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     with Tracker(local, load_experiment("digits-lt"), "run") as tracker:
         search, refusals = tracker._client.search_runs, [ValueError("not this time")]
@@ -162,7 +165,8 @@ def test_a_wrong_password_is_an_error_at_once(
         Tracker(settings(tmp_path), load_experiment("digits-lt"), "run")
 
 
-def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path) -> None:
+def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path, databases: Path) -> None:
+    shutil.copy(databases / "mlflow.db", tmp_path)
     store = Store(str(tmp_path / "store"))
     local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment, tags = load_experiment("digits-lt"), {"btm.store": store.url}
