@@ -4,6 +4,7 @@ Each row: name, value (median), unit, target, holds, spread (minimum and maximum
 depend on the machine, which is described beside them; nothing here is a test.
 """
 
+import os
 import statistics
 import subprocess
 import sys
