@@ -67,7 +67,7 @@ class Workspace:
     def train(self, trainer: "Trainer") -> None:
         """Run a trainer to its end: go on from a saved state, report each epoch, save the state now and then."""
         self.restore(trainer)
-        train([self], [trainer], ([record] for record in trainer))
+        _run([self], [trainer], ([record] for record in trainer))
 
     def members_that_fit(self, trainer: "Trainer") -> int:
         """Return how many networks like a trainer's may train at once in half of the device's free memory."""
@@ -76,9 +76,8 @@ class Workspace:
 
         from btm_core.packing import training_bytes
 
-        free = (
-            torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else psutil.virtual_memory().available
-        )
+        on_gpu = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
         return max(1, free // 2 // training_bytes(trainer))
 
     def report(self, record: "EpochRecord") -> None:
@@ -127,8 +126,8 @@ class Workspace:
         self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
 
 
-def train(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Iterable[Sequence[EpochRecord]]") -> None:
-    """Run trainers that train together: report each epoch, of each a record, and save their states now and then."""
+def _run(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Iterable[Sequence[EpochRecord]]") -> None:
+    """Go through the epochs of trainers that train together: report each, and save their states now and then."""
     saved = time.monotonic()
     for records in epochs:
         for work, record in zip(works, records, strict=True):
@@ -155,11 +154,11 @@ def train_together(works: Sequence[Workspace], trainers: "Sequence[Trainer]") ->
     pairs = sorted(zip(works, trainers, strict=True), key=lambda pair: pair[1].epoch)
     for _, group in groupby(pairs, key=lambda pair: pair[1].epoch):
         alike = list(group)
-        size = works[0].members_that_fit(alike[0][1])
+        size = works[0].members_that_fit(alike[0][1]) if len(alike) > 1 else 1
         for start in range(0, len(alike), size):
             some_works, pack = zip(*alike[start : start + size], strict=True)
             if len(pack) > 1 and can_pack(pack):
-                train(some_works, pack, PackTrainer(pack))
+                _run(some_works, pack, PackTrainer(pack))
             else:
                 for work, trainer in zip(some_works, pack, strict=True):
-                    train([work], [trainer], ([record] for record in trainer))
+                    _run([work], [trainer], ([record] for record in trainer))
