@@ -3,7 +3,9 @@
 B images, K channels, S pixels a side.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["resized_crops"]
+
+PART_BYTES = 128 * 2**20
+"""Pixels scaled at once, twice as many bytes in half precision."""
 
 
 def resized_crops(images: Sequence[NDArray[np.uint8]], boxes: Tensor, size: int, device: torch.device) -> Tensor:
@@ -22,24 +27,69 @@ def resized_crops(images: Sequence[NDArray[np.uint8]], boxes: Tensor, size: int,
 
     Arguments:
     - images: B arrays (H, W) or (H, W, 3) uint8.
-    - boxes: (B, 4) left, top, right, bottom in pixels.
+    - boxes: (B, 4) left, top, right, bottom in pixels, within the images.
 
     Returns (B, K, S, S) uint8 on `device`.
     """
-    height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
-    channels = 1 if images[0].ndim == 2 else images[0].shape[2]
-    padded = torch.zeros(len(images), height, width, channels, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for place, image in zip(padded.numpy(), images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image.reshape(*image.shape[:2], channels)
-    # Whole numbers up to 255 are exact in half precision, and products are summed in single.
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    pixels = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
-    left, top, right, bottom = boxes.to(device, torch.float32).unbind(1)
-    extent = torch.tensor([image.shape[:2] for image in images], device=device)
-    rows = _weights(top, bottom, extent[:, 0], height, size).to(dtype)
-    columns = _weights(left, right, extent[:, 1], width, size).to(dtype)
-    scaled = rows[:, None] @ pixels @ columns[:, None].transpose(2, 3)
-    return scaled.float().round_().clamp_(0, 255).to(torch.uint8)
+    windows = [_window(image, box, size) for image, box in zip(images, boxes.tolist(), strict=True)]
+    parts, part = [], _Part(windows[:1])
+    for window in windows[1:]:
+        if part.bytes_with(window) > PART_BYTES:
+            parts.append(part.scaled(size, device))
+            part = _Part([])
+        part.windows.append(window)
+    return torch.cat([*parts, part.scaled(size, device)])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The pixels (H, W, K) of an image that count for a box, and the box (left, top, right, bottom) within them."""
+
+    pixels: NDArray[np.uint8]
+    box: tuple[float, float, float, float]
+
+
+def _window(image: NDArray[np.uint8], box: Sequence[float], size: int) -> _Window:
+    """Cut out a box with as much around it as the outermost triangles reach; a large image need not travel whole."""
+    left, top, right, bottom = box
+    margins = [math.ceil(max((last - first) / size, 1)) for first, last in ((left, right), (top, bottom))]
+    x, y = max(int(left) - margins[0], 0), max(int(top) - margins[1], 0)
+    pixels = image[y : math.ceil(bottom) + margins[1], x : math.ceil(right) + margins[0]]
+    return _Window(pixels.reshape(*pixels.shape[:2], -1), (left - x, top - y, right - x, bottom - y))
+
+
+@dataclass
+class _Part:
+    """Windows that are scaled at once, each padded to the largest height and width among them."""
+
+    windows: list[_Window]
+
+    def bytes_with(self, other: _Window) -> int:
+        """Return how many bytes of pixels there would be with one more."""
+        height, width, channels = self._extent([*self.windows, other])
+        return (len(self.windows) + 1) * height * width * channels
+
+    def scaled(self, size: int, device: torch.device) -> Tensor:
+        """Return (B, K, S, S) uint8."""
+        height, width, channels = self._extent(self.windows)
+        on_gpu = device.type == "cuda"
+        padded = torch.zeros(len(self.windows), height, width, channels, dtype=torch.uint8, pin_memory=on_gpu)
+        for place, window in zip(padded.numpy(), self.windows, strict=True):
+            place[: window.pixels.shape[0], : window.pixels.shape[1]] = window.pixels
+        # Whole numbers up to 255 are exact in half precision, and products are summed in single.
+        dtype = torch.float16 if on_gpu else torch.float32
+        pixels = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
+        left, top, right, bottom = torch.tensor([window.box for window in self.windows]).to(device).unbind(1)
+        extent = torch.tensor([window.pixels.shape[:2] for window in self.windows]).to(device)
+        rows = _weights(top, bottom, extent[:, 0], height, size).to(dtype)
+        columns = _weights(left, right, extent[:, 1], width, size).to(dtype)
+        scaled = rows[:, None] @ pixels @ columns[:, None].transpose(2, 3)
+        return scaled.float().round_().clamp_(0, 255).to(torch.uint8)
+
+    @staticmethod
+    def _extent(windows: Sequence[_Window]) -> tuple[int, int, int]:
+        height, width, channels = (max(window.pixels.shape[axis] for window in windows) for axis in range(3))
+        return height, width, channels
 
 
 def _weights(first: Tensor, last: Tensor, extent: Tensor, length: int, size: int) -> Tensor:

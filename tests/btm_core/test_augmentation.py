@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from btm_core.config import InputConfig
+from btm_core.data import resampling
 from btm_core.data.images import LooseImages
 from btm_core.data.resampling import resized_crops
 from btm_core.data.shares import Share
@@ -92,6 +93,17 @@ def test_scaled_crops_are_pillows_and_torchvisions(channels: int, size: int) -> 
         down, across = math.ceil(size / (bottom - top)) + 1, math.ceil(size / (right - left)) + 1
         inner = (slice(None), slice(down, -down), slice(across, -across))
         assert (found.int() - cut.int())[inner].abs().max() <= 2
+
+
+def test_large_images_are_scaled_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(500, 375), (64, 48), (33, 200), (300, 301)]
+    images = [photograph(*shape) for shape in shapes]
+    boxes = random_resized_boxes(torch.tensor(shapes), torch_generator("b"))
+    whole = resized_crops(images, boxes, 32, CPU)
+    for bound in (1, 50_000):
+        monkeypatch.setattr(resampling, "PART_BYTES", bound)
+        torch.testing.assert_close(resized_crops(images, boxes, 32, CPU), whole, rtol=0, atol=1)
+    assert len(whole) == 4
 
 
 def test_a_share_of_a_batch_is_cut_as_in_the_whole() -> None:
