@@ -90,7 +90,8 @@ def load(arguments: argparse.Namespace, folder: Path) -> Bench:
     import torch
 
     from btm_core.config import load_experiment
-    from btm_core.data.dataset import ImageFiles, LabelledImages, PackedPixels
+    from btm_core.data.dataset import LabelledImages
+    from btm_core.data.images import ImageFiles, PackedPixels
     from btm_core.data.sources import read_list
 
     tiny = ["sampling.num_subsets=2", "sampling.shots=2", "finetune.epochs=1", "pretrain.epochs=1"]

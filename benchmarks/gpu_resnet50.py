@@ -96,12 +96,17 @@ def trained(bench: Bench, files: Sequence[Path], size: int, batch: int, augmenta
     import torch
 
     from btm_core.config import FinetuneConfig, InputConfig
-    from btm_core.data.dataset import ImageFiles, LabelledImages, PackedPixels
+    from btm_core.data.dataset import LabelledImages
+    from btm_core.data.files import content_digests
+    from btm_core.data.images import ImageFiles, PackedPixels
+    from btm_core.data.pixel_store import PixelStore
     from btm_core.models import build_model
     from btm_core.training import part_trainer
 
     view = InputConfig(size=size, augmentation=augmentation)
-    images: Any = ImageFiles(str(files[0].parent), [path.name for path in files])
+    root, names = str(files[0].parent), [path.name for path in files]
+    digests = np.array([list(bytes.fromhex(digest)) for digest in content_digests(root, names, None)], np.uint8)
+    images: Any = ImageFiles(root, names, digests).kept_in(PixelStore(memory=16 * 2**30), 3)
     if view.decode_once:
         images = PackedPixels(images.batch(view, None))
     data = LabelledImages(images, torch.arange(len(files)) % 100, view)

@@ -69,13 +69,14 @@ def test_the_gpu_program_goes_through_all_its_parts_and_keeps_nothing_of_a_trial
 
     results = ROOT / "benchmarks" / "results" / "gpu.json"
     before = results.read_bytes() if results.exists() else None
-    done = gpu(f"--data={packed}", "--device=cpu", "--tiny", "--repetitions=1", "--evaluate=once")
+    done = gpu(f"--data={packed}", "--device=cpu", "--tiny", "--repetitions=1", "--evaluate=once", "--packs", "2", "1")
     assert done.returncode == 0, done.stderr
     machine, *found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert machine["device"] == "cpu" and machine["seed"] == 0 and machine["torch"] == torch.__version__.split("+")[0]
-    assert len(found) == 5  # the stage, the reference style over it, the row, two of ResNet-50
+    assert len(found) == 6  # the stage in a pack and one by one, the reference style over it, the row, two of ResNet-50
     assert all(row["value"] > 0 and row["repetitions"] == 1 for row in found)
-    soups = found[1]["soups"]
+    assert found[0]["soup"]["accuracy"] == pytest.approx(found[1]["soup"]["accuracy"], abs=2)
+    soups = found[2]["soups"]
     assert soups["ours"]["accuracy"] == pytest.approx(soups["reference"]["accuracy"], abs=8)
     assert (results.read_bytes() if results.exists() else None) == before
 
