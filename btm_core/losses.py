@@ -152,11 +152,13 @@ class GeometricMeanLoss(nn.Module):
         """Return the loss, a scalar."""
         probabilities = F.softmax(logits + self.log_counts.to(logits.dtype), dim=1)
         right = probabilities.gather(1, targets[:, None]).squeeze(1).clamp(1e-5, 1)
-        present, index = torch.unique(targets, return_inverse=True)
-        sums = right.new_zeros(len(present)).index_add(0, index, right)
-        images = right.new_zeros(len(present)).index_add(0, index, torch.ones_like(right))
-        terms = -(sums / images).log()
-        return terms.mean() if self.p == 1 else terms.pow(self.p).mean().pow(1 / self.p)
+        # Over all C classes, for how many are present is not known without waiting for a GPU.
+        images = right.new_zeros(logits.shape[1]).index_add(0, targets, torch.ones_like(right))
+        absent = (images == 0).to(right.dtype)
+        means = right.new_zeros(logits.shape[1]).index_add(0, targets, right) / (images + absent)
+        terms = -(means + absent).log()  # 0 for absent classes
+        present = len(terms) - absent.sum()
+        return terms.sum() / present if self.p == 1 else (terms.pow(self.p).sum() / present).pow(1 / self.p)
 
 
 def mixup(
@@ -181,5 +183,5 @@ def mixup(
     share = share or Share.everything(len(inputs))
     partner = torch.randperm(share.whole, generator=generator)
     inside = (partner >= share.start) & (partner < share.stop)  # in random order: a permutation of the share
-    partner = (partner[inside] - share.start).to(inputs.device)
+    partner = (partner[inside] - share.start).to(inputs.device, non_blocking=True)
     return lam * inputs + (1 - lam) * inputs[partner], partner, lam

@@ -23,13 +23,25 @@ __all__ = ["PackTrainer", "can_pack", "training_bytes"]
 
 
 def can_pack(trainers: Sequence[Trainer]) -> bool:
-    """Whether trainers can train together: one recipe, the same epoch, as many images, a loss without state."""
+    """Whether trainers can train together: one recipe and architecture, the same epoch, as many images each.
+
+    In float32 alone: autocast does not reach all layers under vmap, so members would be computed in another precision
+    than they would be alone.
+    """
     for one in trainers:
         objective = one.objective
         if type(objective) is not Supervised or list(objective.loss.buffers()) or one.companion or one.group:
             return False
-    alike = [(one.config, one.epoch, len(one.data), one.device, one.objective.precision) for one in trainers]
-    return alike.count(alike[0]) == len(trainers)
+    alike = [(_shape(one), one.config, one.epoch, len(one.data), one.device) for one in trainers]
+    return trainers[0].objective.precision == "float32" and alike.count(alike[0]) == len(trainers)
+
+
+def _shape(trainer: Trainer) -> tuple[object, ...]:
+    """Return what is stacked of a trainer, shapes of all tensors and which of them train, and how it computes."""
+    objective = cast(Supervised, trainer.objective)
+    tensors = {name: tensor.shape for name, tensor in objective.state_dict().items()}
+    trained = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    return str(objective.network), tensors, trained, objective.precision, objective.mixup_alpha
 
 
 class PackTrainer:

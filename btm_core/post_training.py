@@ -110,7 +110,8 @@ class PostTraining(Objective):
         Pooling treats each map by itself, so that maps can be exchanged after it: (B, D) and (B, D).
         """
         dim = features.shape[1]
-        taken = torch.randperm(dim, generator=draws)[: int(self.config.h2t_ratio * dim)].to(features.device)
+        taken = torch.randperm(dim, generator=draws)[: int(self.config.h2t_ratio * dim)]
+        taken = taken.to(features.device, non_blocking=True)
         return features.index_copy(1, taken, others[:, taken])
 
     @torch.no_grad()

@@ -72,6 +72,7 @@ class OwnServer:
         """End it, and wait until it has."""
         atexit.unregister(self.stop)
         assert self._process.stdin
+        self._process.terminate()  # a child that this process forked may hold the pipe
         self._process.stdin.close()
         try:
             self._process.wait(STOP_SECONDS)

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from btm_core.errors import ArtifactError, BTMError
-from btm_core.storage import Artifact
-from tasks.engines.pool import WorkerError, run_in_pool
+from btm_core.errors import ArtifactError, BTMError, StoreError
+from btm_core.storage import Artifact, Store
+from tasks.engines.pool import WorkerDiedError, WorkerError, run_in_pool
 from tasks.execution import Engine, execute
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
@@ -20,6 +21,8 @@ log = logging.getLogger("tasks.work")
 
 MENDINGS = 5
 """A disk that damages more than that while one run lasts is not to be mended by trying."""
+MAYBE_OF_ONE = (BTMError, WorkerDiedError)
+"""Errors of a pack that one of its members may have caused."""
 Result = TypeVar("Result")
 
 
@@ -64,16 +67,20 @@ def join(
 ) -> tuple[dict[int, Artifact], dict[int, str]]:
     """Wait for steps that run beside each other; return the artifacts made and why the others were lost, by position.
 
-    With `pack`, so many are one worker's to do at once; what keeps one of them from its end need not keep the others,
-    so then each is done alone. Every engine bounds its waits, so this one ends. Raises an error that names each lost
-    step if fewer than `quorum` (default: all) were made; what was made stays in the store.
+    With `pack`, so many are one worker's to do at once. What one of them dies of or is refused for need not keep the
+    others, so then each is tried alone; not after a passed deadline, nor where it is the store. Every engine bounds its
+    waits, so this one ends. Raises an error that names each lost step if fewer than `quorum` (default: all) were made;
+    what was made stays in the store.
     """
     indices = range(len(steps))
     made, errors = _wait_for([indices[start : start + pack] for start in indices[::pack]], steps, settings)
-    if pack > 1 and errors:
-        log.warning("%s\nDoing what is left one by one.", next(iter(errors.values())))
-        more, errors = _wait_for([[index] for index in errors], steps, settings)
+    again = [index for index, error in errors.items() if pack > 1 and isinstance(error, MAYBE_OF_ONE)]
+    again = [index for index in again if not isinstance(errors[index], StoreError)]
+    if again:
+        log.warning("%s\nDoing what is left one by one.", errors[again[0]])
+        more, errors_alone = _wait_for([[index] for index in again], steps, settings)
         made = dict(sorted({**made, **more}.items()))
+        errors = {index: error for index, error in {**errors, **errors_alone}.items() if index not in made}
     for damage in errors.values():
         if isinstance(damage, ArtifactError):  # of what they read, not of theirs: no reason to go on without them
             raise damage
@@ -100,8 +107,20 @@ def _wait_for(
         try:
             made |= zip(pack, future.result(), strict=True)
         except Exception as error:  # of a step, whatever it is: the others are waited for
-            errors |= dict.fromkeys(pack, error)
+            ended = _made(steps, pack, settings) if len(pack) > 1 else {}
+            made |= ended
+            errors |= {index: error for index in pack if index not in ended}
     return made, errors
+
+
+def _made(steps: Sequence[Step], pack: Sequence[int], settings: RuntimeSettings) -> dict[int, Artifact]:
+    """Return what was made of a pack before it came to its error, as far as the store can tell."""
+    store, made = Store(settings.store_url), {}
+    with suppress(StoreError):
+        for index in pack:
+            if (artifact := store.find(steps[index].address)) is not None:
+                made[index] = artifact
+    return made
 
 
 def _as_one(steps: Sequence[Step], errors: dict[int, Exception]) -> Exception:
@@ -139,6 +158,6 @@ def together(steps: Sequence[Step], settings: RuntimeSettings) -> list[Artifact]
     count = min(len(settings.slots()), len(steps)) if spread else 1
     shares = [list(range(len(steps)))[number::count] for number in range(count)]
     made, errors = _wait_for(shares, steps, settings)
-    for error in errors.values():
-        raise error
+    if errors:
+        raise _as_one(steps, errors)
     return [made[index] for index in range(len(steps))]

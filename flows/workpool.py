@@ -18,6 +18,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Cancelled, Cancelling
 
+from btm_core.config import canonical_digest
 from btm_core.errors import ConfigError
 from btm_core.storage import Store
 from tasks.engines.pool import WorkerDiedError, WorkerError
@@ -63,8 +64,9 @@ class _FlowRunJob:
             self.flow_run_id = self._patiently(lambda: self._adopted() or self._created())
 
     def _tag(self) -> str:
-        """Name the work for a search: its address, in this store, on this pool."""
-        return f"{self._store.url}#{self._what}@{self._settings.work_pool}"
+        """Name the work for a search: its address, and what is done with it, in this store, on this pool."""
+        others = f"+{canonical_digest(self._order.steps)[:16]}" if len(self._order.steps) > 1 else ""
+        return f"{self._store.url}#{self._what}{others}@{self._settings.work_pool}"
 
     def _adopted(self) -> UUID | None:
         found = self._client.read_flow_runs(

@@ -198,6 +198,7 @@ def _share_in(order: dict[str, Any], tell: Emit) -> None:
     rank, on_gpu = int(os.environ["RANK"]), order["device"] == "cuda"
     torch.set_num_threads(order["threads"])
     torch.use_deterministic_algorithms(order["deterministic"], warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     step = Pretrain.model_validate(order["step"])
     scratch = Path(order["scratch"], f"rank-{rank}")
     scratch.mkdir()

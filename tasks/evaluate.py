@@ -56,15 +56,16 @@ class Evaluate(Step):
 
     def run(self, work: Workspace) -> None:
         """Write predictions and the recall report."""
-        self.run_together([self], [work])
+        list(self.run_together([self], [work]))
 
     @classmethod
-    def run_together(cls, steps: "Sequence[Evaluate]", works: Sequence[Workspace]) -> None:
-        """Write those of several models; images of one split are decoded once for as many as fit into memory."""
+    def run_together(cls, steps: "Sequence[Evaluate]", works: Sequence[Workspace]) -> Iterator[int]:
+        """Write those of several models; images of one split are decoded once for as many as GROUP_BYTES hold."""
         from btm_core.checkpoints import load_checkpoint
         from btm_core.evaluation import predict_all
 
-        for group in _sharing_images(list(zip(steps, works, strict=True))):
+        for numbers in _sharing_images(steps, works):
+            group = [(steps[number], works[number]) for number in numbers]
             step, work = group[0]
             dataset = load_dataset(work, step.data, step.view, step.root)
             images = dataset.test if step.split == "test" else dataset.validation
@@ -77,6 +78,7 @@ class Evaluate(Step):
             answers = predict_all(models, images, work.device, step.precision)
             for (step, work), answer in zip(group, answers, strict=True):
                 step.write(work, images.labels, *answer, description)
+            yield from numbers
 
     def write(
         self,
@@ -110,17 +112,17 @@ def evaluation_step(
     return Evaluate(data=data, view=source.input, model=model, split=split, precision=precision, root=source.root)
 
 
-def _sharing_images(pairs: "list[tuple[Evaluate, Workspace]]") -> "Iterator[list[tuple[Evaluate, Workspace]]]":
-    """Yield those of one data set and split, as many at a time as have GROUP_BYTES of weights."""
-    for _, alike in groupby(pairs, key=lambda pair: (pair[0].data, pair[0].view, pair[0].split, pair[0].root)):
-        group: list[tuple[Evaluate, Workspace]] = []
+def _sharing_images(steps: Sequence[Evaluate], works: Sequence[Workspace]) -> Iterator[list[int]]:
+    """Yield the numbers of those that differ in the model alone, as many at a time as have GROUP_BYTES of weights."""
+    for _, alike in groupby(range(len(steps)), key=lambda number: steps[number].model_copy(update={"model": None})):
+        group: list[int] = []
         size = 0
-        for step, work in alike:
-            weights = work.fetch(step.model, WEIGHTS).stat().st_size
+        for number in alike:
+            weights = works[number].fetch(steps[number].model, WEIGHTS).stat().st_size
             if group and size + weights > GROUP_BYTES:
                 yield group
                 group, size = [], 0
-            group.append((step, work))
+            group.append(number)
             size += weights
         yield group
 

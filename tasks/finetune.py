@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
 from btm_core.config import ExperimentConfig, FinetuneConfig
@@ -15,6 +15,7 @@ from tasks.workspace import Workspace, train_together
 
 __all__ = ["Finetune", "pack_size"]
 
+SMALL_BACKBONES = ("small_cnn", "resnet20", "resnet32", "resnet44", "resnet56")
 SMALL_IMAGE = 64
 LARGEST_PACK = 16
 
@@ -39,10 +40,10 @@ class Finetune(TrainingStep):
 
     def run(self, work: Workspace) -> None:
         """Train on the subset, and write the classifier."""
-        self.run_together([self], [work])
+        list(self.run_together([self], [work]))
 
     @classmethod
-    def run_together(cls, steps: "Sequence[Finetune]", works: Sequence[Workspace]) -> None:
+    def run_together(cls, steps: "Sequence[Finetune]", works: Sequence[Workspace]) -> Iterator[int]:
         """Train several networks, each on its subset, in as few packs as memory allows, and write the classifiers."""
         import torch
 
@@ -63,19 +64,22 @@ class Finetune(TrainingStep):
                 device=work.device,
             )
             trainers.append(trainer)
-        train_together(works, trainers)
-        for step, work, model in zip(steps, works, models, strict=True):
-            step.save_model(work, dataset, model, base=step.base.digest, subset=step.subset.digest)
+        for number in train_together(works, trainers):
+            step = steps[number]
+            step.save_model(works[number], dataset, models[number], base=step.base.digest, subset=step.subset.digest)
+            yield number
 
 
 def pack_size(experiment: ExperimentConfig, settings: RuntimeSettings) -> int:
     """Return how many fine-tunes one worker is to train at once, whatever fits of them into its memory.
 
     A GPU is idle much of a small network's step, a CPU never is: `settings.pack` if it is set; else, on the GPUs of
-    this machine and for images of up to 64 pixels, each worker's part of them, 16 at most; else 1.
+    this machine, for small networks and images of up to 64 pixels, each worker's part of them, 16 at most; else 1.
     """
     count = experiment.sampling.num_subsets
     if settings.pack is not None:
         return min(settings.pack, count)
-    small = experiment.data.input.size <= SMALL_IMAGE and settings.engine == "local"
-    return min(math.ceil(count / len(settings.slots())), LARGEST_PACK) if small and settings.gpu_count() else 1
+    small = experiment.model.backbone in SMALL_BACKBONES and experiment.data.input.size <= SMALL_IMAGE
+    if not small or settings.engine != "local" or settings.gpu_count() == 0:
+        return 1
+    return min(math.ceil(count / len(settings.slots())), LARGEST_PACK)

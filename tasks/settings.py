@@ -37,7 +37,7 @@ class RuntimeSettings(BaseSettings):
     pack: int | None = Field(
         None,
         ge=1,
-        description="fine-tunes that one worker trains at once; default: see docs/speed.md",
+        description="fine-tunes that a worker trains at once; changes the last bits; default: see docs/speed.md",
     )
     compiled: bool = Field(
         False, description="compile stage 1 (torch.compile), which changes the last bits of results; see docs/speed.md"

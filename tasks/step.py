@@ -5,7 +5,7 @@ import platform
 import sys
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -53,10 +53,14 @@ class Step(Section):
         """Read inputs, compute, and write the artifact's files to `work.output`."""
 
     @classmethod
-    def run_together(cls, steps: Sequence[Self], works: Sequence[Workspace]) -> None:
-        """Do what `run` does for several steps of a kind, each with a workspace of its own."""
-        for step, work in zip(steps, works, strict=True):
+    def run_together(cls, steps: Sequence[Self], works: Sequence[Workspace]) -> Iterator[int]:
+        """Do what `run` does for several steps of a kind, each in its workspace; yield the number of each that is done.
+
+        It is published before the next are begun.
+        """
+        for number, (step, work) in enumerate(zip(steps, works, strict=True)):
             step.run(work)
+            yield number
 
     def identity(self) -> dict[str, Any]:
         """Return the values that determine the result: sections, and digests of artifacts."""
@@ -87,7 +91,8 @@ class Step(Section):
 
 def perform(step: Step, store: Store, emit: Emit, **options: Any) -> Artifact:
     """Run a step here and now, and publish its artifact; options are those of `perform_together`."""
-    return perform_together([step], store, lambda address, event: emit(event), **options)[0]
+    [artifact] = perform_together([step], store, lambda address, event: emit(event), **options)
+    return artifact
 
 
 def perform_together(
@@ -100,8 +105,12 @@ def perform_together(
     processes: int = 1,
     pixels: "PixelStore | None" = None,
     compiled: bool = False,
-) -> list[Artifact]:
-    """Run steps of one kind here and now, at once, and publish their artifacts; `emit` hears whose news it is."""
+    sharers: int = 1,
+) -> Iterator[Artifact]:
+    """Run steps of one kind here and now, at once; yield each one's artifact when it is published.
+
+    `emit` hears news, and whose they are.
+    """
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
 
         def workspace(number: int, step: Step) -> Workspace:
@@ -120,11 +129,12 @@ def perform_together(
                 processes=processes,
                 pixels=pixels,
                 compiled=compiled,
+                sharers=sharers,
             )
 
         works = [workspace(number, step) for number, step in enumerate(steps)]
-        type(steps[0]).run_together(steps, works)
-        return [_publish(step, work) for step, work in zip(steps, works, strict=True)]
+        for number in type(steps[0]).run_together(steps, works):
+            yield _publish(steps[number], works[number])
 
 
 def _publish(step: Step, work: Workspace) -> Artifact:

@@ -9,14 +9,16 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
-__all__ = ["SystemMonitor"]
+__all__ = ["SystemMonitor", "available_memory"]
 
 log = logging.getLogger(__name__)
 
 SAMPLE_SECONDS = 2.0
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 Figures = dict[str, float]
 
@@ -59,6 +61,19 @@ class SystemMonitor:
         for name, value in figures.items():
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit."""
+    free: int = psutil.virtual_memory().available
+    for folder, limit, used in (
+        ("", "memory.max", "memory.current"),  # the two versions of Linux's control groups, as a container sees them
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with suppress(OSError, ValueError):  # no such group, or no limit
+            bound, taken = (int(Path(CONTROL_GROUP, folder, name).read_text()) for name in (limit, used))
+            free = min(free, max(bound - taken, 0))
+    return free
 
 
 def gpu_readers() -> list[Callable[[], Figures]]:

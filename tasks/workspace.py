@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +36,7 @@ class Workspace:
     - processes: how many train together; `rank` is which of them this is. Only rank 0 writes.
     - pixels: where decoded images are kept.
     - compiled: whether long trainings are to be compiled.
+    - sharers: workers that use the device, this one among them.
     """
 
     store: Store
@@ -49,6 +50,7 @@ class Workspace:
     rank: int = 0
     pixels: "PixelStore | None" = None
     compiled: bool = False
+    sharers: int = 1
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -70,15 +72,15 @@ class Workspace:
         _run([self], [trainer], ([record] for record in trainer))
 
     def members_that_fit(self, trainer: "Trainer") -> int:
-        """Return how many networks like a trainer's may train at once in half of the device's free memory."""
-        import psutil
+        """Return how many networks like a trainer's may train at once in half of a worker's part of free memory."""
         import torch
 
         from btm_core.packing import training_bytes
+        from tasks.system import available_memory
 
         on_gpu = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else psutil.virtual_memory().available
-        return max(1, free // 2 // training_bytes(trainer))
+        free = torch.cuda.mem_get_info(self.device)[0] if on_gpu else available_memory()
+        return max(1, free // self.sharers // 2 // training_bytes(trainer))
 
     def report(self, record: "EpochRecord") -> None:
         """Note what an epoch did, and tell of it."""
@@ -142,23 +144,27 @@ def _run(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Ite
             work.write_records()
 
 
-def train_together(works: Sequence[Workspace], trainers: "Sequence[Trainer]") -> None:
-    """Run trainers to their ends, in packs where they can be packed; each has a workspace and saved states of its own.
+def train_together(works: Sequence[Workspace], trainers: "Sequence[Trainer]") -> Iterator[int]:
+    """Run trainers to their ends, in packs where they can be packed; yield the numbers of those that have ended.
 
-    So what was begun in a pack may go on alone, and the other way round.
+    Each has a workspace and saved states of its own, so what was begun in a pack may go on alone, and the other way
+    round.
     """
     from btm_core.packing import PackTrainer, can_pack
 
     for work, trainer in zip(works, trainers, strict=True):
         work.restore(trainer)
-    pairs = sorted(zip(works, trainers, strict=True), key=lambda pair: pair[1].epoch)
-    for _, group in groupby(pairs, key=lambda pair: pair[1].epoch):
+    numbers = sorted(range(len(trainers)), key=lambda number: trainers[number].epoch)
+    for _, group in groupby(numbers, key=lambda number: trainers[number].epoch):
         alike = list(group)
-        size = works[0].members_that_fit(alike[0][1]) if len(alike) > 1 else 1
+        size = works[0].members_that_fit(trainers[alike[0]]) if len(alike) > 1 else 1
         for start in range(0, len(alike), size):
-            some_works, pack = zip(*alike[start : start + size], strict=True)
+            chosen = alike[start : start + size]
+            pack, own = [trainers[number] for number in chosen], [works[number] for number in chosen]
             if len(pack) > 1 and can_pack(pack):
-                _run(some_works, pack, PackTrainer(pack))
-            else:
-                for work, trainer in zip(some_works, pack, strict=True):
-                    _run([work], [trainer], ([record] for record in trainer))
+                _run(own, pack, PackTrainer(pack))
+                yield from chosen
+                continue
+            for number in chosen:
+                _run([works[number]], [trainers[number]], ([record] for record in trainers[number]))
+                yield number

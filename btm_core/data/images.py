@@ -213,7 +213,9 @@ class LooseImages:
                 lambda image, box: image.resize((size, size), Image.Resampling.BILINEAR, box=box), whole, boxes
             )
         pixels = torch.from_numpy(np.stack([to_array(square) for square in squares]))
-        return pixels if device is None else pixels.to(device)
+        if device is None or device.type == "cpu":
+            return pixels
+        return pixels.pin_memory().to(device, non_blocking=True)  # else it would wait for all that the GPU has to do
 
     def _image(self, number: int, channels: int) -> Image.Image:
         content = self.content[number]

@@ -57,9 +57,10 @@ class PixelStore:
 
     def _on_disk(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         if self._segment is None or image.nbytes > len(self._segment) - self._used:
-            self._segment, self._used = self._mapped(max(SEGMENT, image.nbytes)), 0
-        if self._segment is None:
-            return None
+            segment = self._mapped(max(min(SEGMENT, self.disk), image.nbytes))
+            if segment is None:
+                return None
+            self._segment, self._used = segment, 0
         place = self._segment[self._used : self._used + image.nbytes]
         self._used += image.nbytes
         return place.reshape(image.shape)

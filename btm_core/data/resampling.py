@@ -79,8 +79,10 @@ class _Part:
         # Whole numbers up to 255 are exact in half precision, and products are summed in single.
         dtype = torch.float16 if on_gpu else torch.float32
         pixels = padded.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype)
-        left, top, right, bottom = torch.tensor([window.box for window in self.windows]).to(device).unbind(1)
-        extent = torch.tensor([window.pixels.shape[:2] for window in self.windows]).to(device)
+        left, top, right, bottom = (
+            torch.tensor([window.box for window in self.windows]).to(device, non_blocking=True).unbind(1)
+        )
+        extent = torch.tensor([window.pixels.shape[:2] for window in self.windows]).to(device, non_blocking=True)
         rows = _weights(top, bottom, extent[:, 0], height, size).to(dtype)
         columns = _weights(left, right, extent[:, 1], width, size).to(dtype)
         scaled = rows[:, None] @ pixels @ columns[:, None].transpose(2, 3)

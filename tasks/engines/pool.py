@@ -237,10 +237,11 @@ def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Ev
             "checkpoint_seconds": settings.checkpoint_seconds,
             "processes": processes,
             "compiled": settings.compiled,
+            "sharers": settings.slots().count(worker.gpu),
             "pixels": (settings.pixels_gb, settings.pixels_disk_gb, len(settings.slots())),
         }
         with on_stop(worker.stop):
-            yield from worker.run(order, steps[0].address, settings.deadline_hours * 3600)
+            yield from worker.run(order, steps[0].address, settings.deadline_hours * 3600 * len(steps))
     finally:
         if worker not in taken:
             worker.kill()

@@ -58,7 +58,7 @@ def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -
             events.write(json.dumps({**event, "step": address}) + "\n")
 
         try:
-            artifacts = perform_together(
+            for artifact in perform_together(
                 group,
                 store,
                 emit,
@@ -67,14 +67,14 @@ def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -
                 processes=order["processes"],
                 pixels=pixel_store(*order["pixels"]),
                 compiled=order["compiled"],
-            )
+                sharers=order["sharers"],
+            ):
+                emit(artifact.address, {"event": "done", "artifact": artifact.model_dump()})
         except BTMError as error:
             others = f" and {len(group) - 1} with it" if len(group) > 1 else ""
             message = f"{group[0].stage} {group[0].readable}{others}: {error}"
             emit(group[0].address, {"event": "error", "type": type(error).__name__, "message": message})
             return
-        for artifact in artifacts:
-            emit(artifact.address, {"event": "done", "artifact": artifact.model_dump()})
 
 
 def _read_orders(orders: "queue.SimpleQueue[str]") -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from btm_core.config import FinetuneConfig, InputConfig
+from btm_core.config import FinetuneConfig, InputConfig, PostTrainConfig, TrainConfig
 from btm_core.data.dataset import LabelledImages
 from btm_core.data.images import PackedPixels
 from btm_core.errors import NonFiniteLossError
@@ -16,7 +16,8 @@ from btm_core.losses import BalancedSoftmax
 from btm_core.models import build_model, trainable_modules
 from btm_core.objectives import Supervised
 from btm_core.packing import PackTrainer, can_pack, training_bytes
-from btm_core.training import Trainer
+from btm_core.post_training import post_trainer
+from btm_core.training import Trainer, part_trainer
 
 VIEW = InputConfig(size=16, augmentation="crop-flip", crop_padding=2, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 CONFIG = FinetuneConfig(epochs=3, batch_size=16, lr=0.02)
@@ -96,8 +97,19 @@ def test_what_does_not_train_stays_as_it_is_to_the_last_bit(part: str) -> None:
     assert all(torch.equal(weights(packed[0])[name], before[name]) for name in frozen)
 
 
+def test_lower_precision_is_not_packed() -> None:
+    """Under vmap autocast leaves layers in float32: a member would not be what it is alone."""
+    lower = [
+        part_trainer(
+            build_model("small_cnn", CLASSES, 3), "all", images(n), CONFIG, seed=("f", n), precision="bfloat16"
+        )
+        for n in range(2)
+    ]
+    assert not can_pack(lower)
+
+
 def test_members_know_nothing_of_each_other() -> None:
-    """Whoever else is in the pack: not one bit of a member depends on it."""
+    """Whoever else is in a pack of this size: not one bit of a member depends on it."""
     first = [trainer(number) for number in (0, 1)]
     second = [trainer(number) for number in (0, 2)]
     run(first)
@@ -151,8 +163,10 @@ def further(number: int) -> Trainer:
         lambda: trainer(1, count=44),
         lambda: further(1),
         lambda: with_other_loss(1),
+        lambda: trainer(1, part="head"),
+        lambda: trainer(1, backbone="resnet20"),
     ],
-    ids=["another recipe", "more images", "another epoch", "a loss with state"],
+    ids=["another recipe", "more images", "another epoch", "a loss with state", "another part", "another network"],
 )
 def test_only_what_is_alike_can_be_packed(other: Callable[[], Trainer]) -> None:
     assert can_pack([trainer(0), trainer(1)])
@@ -168,27 +182,70 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 
 
 class _NoWaiting(TorchDispatchMode):
-    """Refuses what would make the CPU wait for a GPU: a number, or a size that depends on values, out of a tensor."""
+    """Stand for a GPU with the device "meta", and refuse what would make the CPU wait for one.
+
+    That is a number or a size that depends on values, and a copy that waits until it is there.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        on_device = any(isinstance(value, Tensor) and value.is_meta for value in args)
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten._unique2):
+            assert not on_device, f"{func} makes the CPU wait"
+        if func.overloadpacket is torch.ops.aten._to_copy:
+            target = kwargs.get("device") or args[0].device
+            assert torch.device(target) == args[0].device or kwargs.get("non_blocking"), f"{func} waits for its copy"
+        return func(*args, **kwargs)
+
+
+META = torch.device("meta")
+
+
+def on_meta(objective: Supervised, data: LabelledImages, config: TrainConfig, **more: Any) -> Trainer:
+    return Trainer(objective, data, config, seed=("finetune", 0), device=META, **more)
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_no_step_waits_for_a_number(packed: bool) -> None:
-    members = [trainer(number) for number in range(2)]
-    batches = [list(one.batches()) for one in members]
-    draws = [one.draws() for one in members]
+def test_no_step_of_a_fine_tune_waits_for_the_gpu(packed: bool) -> None:
+    config = CONFIG.model_copy(update={"mixup_alpha": 1.0})
+    networks = [build_model("small_cnn", CLASSES, 3, seed=7) for _ in range(2)]
+    members = [
+        on_meta(Supervised(network, nn.CrossEntropyLoss(), mixup_alpha=1.0), images(number), config)
+        for number, network in enumerate(networks)
+    ]
     pack = PackTrainer(members)
+    draws = [one.draws() for one in members]
+    steps = 0
     with _NoWaiting():
-        for first, second in zip(*batches, strict=True):
+        for first, second in zip(members[0].batches(), members[1].batches(), strict=True):
+            assert first.x.is_meta
             if packed:
                 pack._step([first, second], draws)
             else:
                 members[0]._step(first, draws[0])
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), _NoWaiting():
-        float(torch.ones(1))
+            steps += 1
+    assert steps == 3
+
+
+@pytest.mark.parametrize("method", ["mislas", "balanced_softmax", "gml", "h2t"])
+def test_no_step_of_post_training_waits_for_the_gpu(method: str) -> None:
+    config = PostTrainConfig.model_validate({"method": method, "batch_size": 16, "mixup_alpha": 0.5})
+    network = build_model("small_cnn", CLASSES, 3, seed=7)
+    _, one = post_trainer(network, images(0), [10] * CLASSES, config, seed=("p",), device=META)
+    draws = one.draws()
+    with _NoWaiting():
+        for batch in one.batches():
+            one._step(batch, draws)
+
+
+def test_what_waits_is_noticed() -> None:
+    there = torch.zeros(3, device=META)
+    with pytest.raises(AssertionError, match="waits for its copy"), _NoWaiting():
+        torch.zeros(3).to(META)
+    with _NoWaiting():
+        torch.zeros(3).to(META, non_blocking=True)
+    with pytest.raises(AssertionError, match="makes the CPU wait"), _NoWaiting():
+        torch.unique(there)
 
 
 def test_memory_is_estimated_by_batch_and_network() -> None:

@@ -44,6 +44,14 @@ def test_memory_first_then_disk_then_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # files without names
 
 
+def test_a_small_room_on_disk_is_used_and_stays_open_to_what_fits(tmp_path: Path) -> None:
+    store = PixelStore(memory=0, disk=5000, folder=str(tmp_path))
+    store.keep("a", image(1))
+    store.keep("too large", np.zeros((100, 100), np.uint8))
+    store.keep("b", image(2))
+    assert (store.get("a") is not None, store.get("too large"), store.get("b") is not None) == (True, None, True)
+
+
 def test_without_room_nothing_is_kept() -> None:
     store = PixelStore(memory=599)
     store.keep("a", image(1))

@@ -29,6 +29,7 @@ from tasks.pretrain import Pretrain
 from tasks.sample import SampleSubset
 from tasks.settings import RuntimeSettings
 from tasks.step import perform, perform_together
+from tasks.workspace import Workspace
 
 
 def silent(*event: Any) -> None:
@@ -172,6 +173,23 @@ def test_what_one_member_is_refused_for_costs_the_others_nothing(
     assert "NaN or infinite values" in lost["1"]
 
 
+def test_what_is_done_of_an_order_is_published_before_the_next_is_begun(
+    experiment: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory holds one network at a time; the third is refused."""
+    monkeypatch.setattr(Workspace, "members_that_fit", lambda self, trainer: 1)
+    store = Store(str(tmp_path / "store"))
+    steps = fine_tunes(experiment, store)
+
+    def refuse_the_third(address: str, event: dict[str, Any]) -> None:
+        if event["event"] == "epoch" and address == steps[2].address:
+            raise CheckpointError("refused")
+
+    with pytest.raises(CheckpointError, match="refused"):
+        list(perform_together(steps, store, refuse_the_third))
+    assert [store.find(step.address) is not None for step in steps] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     ("values", "size", "expected"),
     [
@@ -233,7 +251,7 @@ def test_models_evaluated_at_once_get_what_each_gets_alone(
         assert perform(step, other, silent).address == models[1].address
     decoded.clear()
     steps = [evaluation_step(own, tunes[0].data, model) for model in models]
-    together = perform_together(steps, store, silent)
+    together = list(perform_together(steps, store, silent))
     assert len(decoded) == 18  # test images, of three classes
     alone = [perform(step, other, silent) for step in steps]
     assert [artifact.digest for artifact in together] == [artifact.digest for artifact in alone]
@@ -249,7 +267,8 @@ def test_precision_is_part_of_what_an_evaluation_is(experiment: ExperimentConfig
         evaluation_step(own, step.data, step.base)
         for own in (experiment, experiment.model_copy(update={"evaluation": lower}))
     ]
-    exact, rounded = (perform(one, store, silent) for one in steps)
+    exact, rounded = perform_together(steps, store, silent)
     assert exact.address != rounded.address
+    assert exact.digest != rounded.digest  # each in its own precision, though of one order
     found = [store.read_json(artifact, RECALL) for artifact in (exact, rounded)]
     assert found[0]["split_hash"] == found[1]["split_hash"]
