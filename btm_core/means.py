@@ -49,7 +49,8 @@ class Mean:
         """Take in a tensor (length,) with its weight, above 0."""
         first, self._weight = self._weight == 0, self._weight + weight
         if self._plain and weight == 1 and not first:
-            np.add(self._sum, values.numpy(), out=self._sum)  # converts and adds in one go, in the cache
+            with np.errstate(invalid="ignore"):  # inf - inf is nan, as everywhere
+                np.add(self._sum, values.numpy(), out=self._sum)  # converts and adds in one go, in the cache
             return
         for number, piece in enumerate(torch.split(values, PIECE)):
             for part, pieces in zip(self._parts(piece), self._pieces, strict=True):

@@ -93,7 +93,8 @@ def merge(
     """Average checkpoints of one architecture: out = sum_s w_s * in_s.
 
     Floating tensors are summed in float64 and rounded once to their own type (those of 16 bits by way of float32);
-    integer tensors (counters of BN batches) become the rounded average and stay integer.
+    integer tensors (counters of BN batches) become the rounded average and stay integer. Where float64 tensors come near
+    1.8e308, their mean may overflow.
 
     Arguments:
     - inputs: S paths or URLs of safetensors files with equal names, shapes and types. Of remote ones parts are read.
@@ -211,7 +212,7 @@ def _average(inputs: Sequence[_Input], layout: dict[str, Entry], write: Write) -
     # Each thread takes neighbours, for the disk to read ahead.
     shares = [iter(blocks[i * len(blocks) // threads : (i + 1) * len(blocks) // threads]) for i in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        ranked = _ranked(inputs, max((entry.last for entry in layout.values()), default=0), elements, pool)
+        ranked = _ranked(inputs, max((entry.last for entry in layout.values()), default=0), pool)
         workers = [pool.submit(_work, ranked, share, elements, write) for share in shares]
         try:
             for worker in as_completed(workers):
@@ -248,17 +249,17 @@ def _work(
         write(first, view)
 
 
-def _ranked(inputs: Sequence[_Input], size: int, most: int, pool: ThreadPoolExecutor) -> list[_Input]:
+def _ranked(inputs: Sequence[_Input], size: int, pool: ThreadPoolExecutor) -> list[_Input]:
     """Return the inputs in an order given by their tensors' bytes; of equal ones by their weights.
 
-    What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained; at
-    most `most` bytes of each are looked at at a time, and no more than it takes.
+    What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained, and no
+    further than it takes. Pieces have the same places wherever the files lie, so the order has no other cause.
     """
     groups, end, step = [list(inputs)], size, GLIMPSE
     while end > 0 and len(groups) < len(inputs):
         first = max(end - step, 0)
         groups = [finer for group in groups for finer in _told_apart(group, first, end, pool)]
-        end, step = first, min(2 * step, most)
+        end, step = first, min(2 * step, LOCAL_BLOCK)
     return [one for group in groups for one in sorted(group, key=attrgetter("weight"))]
 
 
