@@ -93,8 +93,8 @@ def merge(
     """Average checkpoints of one architecture: out = sum_s w_s * in_s.
 
     Floating tensors are summed in float64 and rounded once to their own type (those of 16 bits by way of float32);
-    integer tensors (counters of BN batches) become the rounded average and stay integer. Where float64 tensors come near
-    1.8e308, their mean may overflow.
+    integer tensors (counters of BN batches) become the rounded average and stay integer. The mean of float64 tensors
+    near 1.8e308 may overflow.
 
     Arguments:
     - inputs: S paths or URLs of safetensors files with equal names, shapes and types. Of remote ones parts are read.
@@ -252,7 +252,7 @@ def _work(
 def _ranked(inputs: Sequence[_Input], size: int, pool: ThreadPoolExecutor) -> list[_Input]:
     """Return the inputs in an order given by their tensors' bytes; of equal ones by their weights.
 
-    What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained, and no
+    What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained, no
     further than it takes. Pieces have the same places wherever the files lie, so the order has no other cause.
     """
     groups, end, step = [list(inputs)], size, GLIMPSE
