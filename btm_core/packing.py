@@ -90,7 +90,8 @@ class PackTrainer:
             images += len(batches[0].y)
         self._give_optimizer_states()
         means = (total / images).tolist()
-        return [one.end_epoch(mean, images, clock, count) for one, mean in zip(self.members, means, strict=True)]
+        share, waited = clock.seconds() / count, clock.waited / count
+        return [one.end_epoch(mean, images, share, waited) for one, mean in zip(self.members, means, strict=True)]
 
     def _step(self, batches: Sequence[Batch], draws: Sequence[torch.Generator]) -> Tensor:
         """One step of every member's optimizer; returns their losses (S,), detached."""

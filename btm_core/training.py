@@ -136,7 +136,7 @@ class Trainer:
             total += loss * (len(batch.y) if batch.share is None else batch.share.weight)
             images += len(batch.y) if batch.share is None else batch.share.whole
         mean = float(total if self.group is None else self.group.total(total)) / images
-        return self.end_epoch(mean, images, clock)
+        return self.end_epoch(mean, images, clock.seconds(), clock.waited)
 
     def begin_epoch(self) -> None:
         """Set the epoch's learning rate, and the networks' mode."""
@@ -150,8 +150,8 @@ class Trainer:
         """Return the randomness of the epoch's losses."""
         return torch_generator(*self.seed, self.epoch, "mixup")
 
-    def end_epoch(self, mean: float, images: int, clock: "Clock", together: int = 1) -> EpochRecord:
-        """Count the epoch, whose mean loss was this, as one of so many that trained together."""
+    def end_epoch(self, mean: float, images: int, seconds: float, waited: float) -> EpochRecord:
+        """Count the epoch, whose mean loss was this. Raises NonFiniteLossError if it is no number."""
         lr = learning_rate(self.config, self.epoch)
         self.epoch += 1
         if not math.isfinite(mean):
@@ -159,7 +159,6 @@ class Trainer:
                 f"the loss became {mean} in epoch {self.epoch} of {self.config.epochs} at learning rate {lr:.3g}; "
                 "lower lr, or check the images and mean/std of data.input"
             )
-        seconds, waited = clock.seconds() / together, clock.waited / together
         return EpochRecord(self.epoch, self.config.epochs, lr, mean, images, seconds, waited)
 
     def batches(self) -> Iterator[Batch]:

@@ -64,7 +64,9 @@ class RuntimeSettings(BaseSettings):
         1, ge=1, description="CPU threads of each fine-tune; changes the last bits of results"
     )
     checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints inside a stage")
-    deadline_hours: float = Field(48.0, gt=0, description="a stage that takes longer is stopped")
+    deadline_hours: float = Field(
+        48.0, gt=0, description="a stage that takes longer is stopped; of several in a pack, so many times as long"
+    )
     tracking_uri: str | None = Field(None, description="MLflow; default: MLFLOW_TRACKING_URI, or sqlite below <home>")
     tracking_minutes: float = Field(
         5.0, ge=0, description="longest wait for MLflow at the end of a run, if it is away then"
