@@ -3,7 +3,7 @@
 B images a batch, K channels, S pixels a side, C classes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,11 +69,12 @@ class Objective(nn.Module):
         """Return the loss, a scalar. `draws` is this epoch's randomness."""
         raise NotImplementedError
 
-    def run(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def run(self, network: nn.Module, x: Tensor) -> Tensor:
         """Return network(x) as float32, computed in the objective's precision."""
         low = self.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
-            return network(x).float()
+            out: Tensor = network(x)
+        return out.float()
 
 
 class Supervised(Objective):

@@ -8,11 +8,12 @@ order. So a pack is a way of running, and no part of what a result is (docs/log.
 S networks, B images a batch, C classes.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from btm_core.objectives import Batch, Supervised
@@ -23,17 +24,13 @@ __all__ = ["PackTrainer", "can_pack", "training_bytes"]
 
 
 def can_pack(trainers: Sequence[Trainer]) -> bool:
-    """Whether trainers can train together: one recipe and architecture, the same epoch, as many images each.
-
-    In float32 alone: autocast does not reach all layers under vmap, so members would be computed in another precision
-    than they would be alone.
-    """
+    """Whether trainers can train together: one recipe and architecture, the same epoch, as many images each."""
     for one in trainers:
         objective = one.objective
         if type(objective) is not Supervised or list(objective.loss.buffers()) or one.companion or one.group:
             return False
     alike = [(_shape(one), one.config, one.epoch, len(one.data), one.device) for one in trainers]
-    return trainers[0].objective.precision == "float32" and alike.count(alike[0]) == len(trainers)
+    return alike.count(alike[0]) == len(trainers)
 
 
 def _shape(trainer: Trainer) -> tuple[object, ...]:
@@ -58,7 +55,9 @@ class PackTrainer:
         assert can_pack(members)
         self.members, self.config = list(members), members[0].config
         self.objectives = [cast(Supervised, one.objective) for one in members]
-        self.template = self.objectives[0]  # its code runs, with everybody's tensors
+        self.template = self.objectives[0]
+        self._network = copy.deepcopy(self.template.network)  # its code runs, with everybody's tensors
+        self._lower = _in_bfloat16(self._network) if self.template.precision == "bfloat16" else frozenset()
         networks = [objective.network for objective in self.objectives]
         self._own = [dict(network.named_parameters()) | dict(network.named_buffers()) for network in networks]
         self._stacked = {name: _stacked([own[name] for own in self._own]) for name in self._own[0]}
@@ -79,6 +78,8 @@ class PackTrainer:
     def _train_epoch(self) -> list[EpochRecord]:
         for member in self.members:
             member.begin_epoch()
+        for module, like in zip(self._network.modules(), self.template.network.modules(), strict=True):
+            module.training = like.training
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.members[0].epoch) * group["factor"]
         draws = [member.draws() for member in self.members]
@@ -108,8 +109,9 @@ class PackTrainer:
 
     def _loss(self, tensors: dict[str, Tensor], x: Tensor, targets: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
         """Return one member's loss: x (B, K, S, S), targets and partners (B,)."""
-        logits = self.template.run(lambda x: functional_call(self.template.network, tensors, (x,)), x)
-        return self.template.loss_of(logits, targets, partners, lam)
+        own = {name: tensor.bfloat16() if name in self._lower else tensor for name, tensor in tensors.items()}
+        logits: Tensor = functional_call(self._network, own, (x,))
+        return self.template.loss_of(logits.float(), targets, partners, lam)
 
     def _take_optimizer_states(self) -> None:
         """Stack what the members' optimizers know, after some epochs alone or from a saved state."""
@@ -132,6 +134,24 @@ class PackTrainer:
                     for slot, value in self.optimizer.state[whole].items()
                     if value is not None
                 }
+
+
+def _in_bfloat16(network: nn.Module) -> frozenset[str]:
+    """Have a network compute as autocast would have it: convolutions and linear layers in bfloat16, others as it comes.
+
+    Autocast itself does not reach every layer under vmap. Returns the names of the tensors that are to be given in
+    bfloat16; all others, and what is trained, stay float32.
+    """
+    lower = set()
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_pre_hook(lambda module, given: (given[0].bfloat16(),))
+            lower |= {f"{name}.{tensor}" for tensor, _ in module.named_parameters(recurse=False)}
+        elif isinstance(module, nn.BatchNorm2d):
+            # Which sums in float32 in any case; under vmap it takes no statistics of another type than its input.
+            module.register_forward_pre_hook(lambda module, given: (given[0].float(),))
+            module.register_forward_hook(lambda module, given, out: out.bfloat16())
+    return frozenset(lower)
 
 
 def _stacked(own: Sequence[Tensor]) -> Tensor:
