@@ -1,4 +1,6 @@
 import copy
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from btm_core.metrics import recall_report
 from btm_core.models import Classifier, build_model
 from btm_core.optim import learning_rate
 from btm_core.post_training import PostTraining, post_trainer
-from btm_core.training import part_trainer
+from btm_core.training import Clock, part_trainer
 
 VIEW = InputConfig(size=8, channels=1, mean=(0.3,), std=(0.4,), augmentation="crop-flip", crop_padding=1)
 CONFIG = TrainConfig(epochs=3, batch_size=16, lr=0.05, mixup_alpha=0.4)
@@ -210,3 +212,18 @@ def test_a_published_stage1_checkpoint_scores_as_stated(cifar100: Path, stage1_c
     assert report.g_mean == pytest.approx(0.135, abs=0.01)
     assert report.h_mean == pytest.approx(0.0076, abs=0.001)
     assert report.zero_recall_classes in (11, 12, 13)
+
+
+def test_time_spent_waiting_for_data_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def slow() -> Iterator[str]:
+        for item in "abc":
+            now[0] += 2.0
+            yield item
+
+    clock = Clock()
+    for _ in clock.waiting(slow()):
+        now[0] += 5.0  # a step
+    assert (clock.waited, clock.seconds()) == (6.0, 21.0)
