@@ -95,6 +95,7 @@ def by_classes(sizes: Sequence[int], repetitions: int) -> dict[str, Times]:
     """Return seconds of what grows with the classes, by name and number of classes."""
     works = {
         "sampling of 10 subsets": _sampling,
+        "class-aware order of an epoch": _class_aware,
         "merge of 4 heads of 2,048 features": _merge,
         "metrics of 130 models": _metrics,
         "report of 13 models, JSON and HTML": _report,
@@ -122,11 +123,22 @@ def _counts(classes: int) -> Any:
     return np.maximum((weights / weights.sum() * IMAGES * classes).astype(np.int64), 2)
 
 
+def _labels(classes: int) -> Any:
+    """Return the class of each training image (N,)."""
+    return np.random.default_rng(0).permutation(np.repeat(np.arange(classes), _counts(classes)))
+
+
+def _class_aware(classes: int, folder: Path) -> Callable[[], Any]:
+    from btm_core.sampling import class_aware_order
+
+    labels = _labels(classes)
+    return lambda: class_aware_order(labels, len(labels), 4, 0)
+
+
 def _sampling(classes: int, folder: Path) -> Callable[[], Any]:
     from btm_core.sampling import balanced_subset
 
-    counts = _counts(classes)
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), counts))
+    labels = _labels(classes)
     return lambda: [balanced_subset(labels, 10, 0, index) for index in range(10)]
 
 
