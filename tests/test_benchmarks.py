@@ -105,7 +105,7 @@ def test_twice_the_subsets_may_take_a_tenth_more_than_twice_the_time() -> None:
 
 def test_the_work_of_the_curves_is_done_and_drawn(tmp_path: Path) -> None:
     curves = growth.by_classes((10, 60), 1)
-    assert len(curves) == 4 and all(set(times) == {10, 60} for times in curves.values())
+    assert len(curves) == 5 and all(set(times) == {10, 60} for times in curves.values())
     growth.draw({5: [1.0], 10: [2.0]}, curves).savefig(tmp_path / "growth.svg")
     assert "<svg" in (tmp_path / "growth.svg").read_text()
 
