@@ -227,7 +227,7 @@ def draw(stages: Times, curves: dict[str, Times]) -> "Figure":
     left.set_xticks(sorted(stages))
     left.set_xlabel("subsets, N_D")
     for (name, times), color, marker in zip(
-        curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "osD^", strict=True
+        curves.items(), ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9"), "osD^v", strict=True
     ):
         _curve(right, times, name, color, marker)
         _linear(right, times)
