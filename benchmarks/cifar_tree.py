@@ -22,6 +22,8 @@ def cifar_root(folder: Path) -> Path:
 def write_tree(root: Path, tree: Path, train_per_class: int | None = None, test_per_class: int | None = None) -> None:
     """Write train.txt, test.txt, class_names.txt and the images they name below `tree`.
 
+    CIFAR-100 has a few images in both splits, which BTM refuses of files: those are left out of the test split.
+
     Arguments:
     - root: where the official CIFAR-100 is, or is to be fetched to.
     - train_per_class, test_per_class: at most so many images a class, for a quick look; default: all.
@@ -36,10 +38,13 @@ def write_tree(root: Path, tree: Path, train_per_class: int | None = None, test_
     tree.mkdir(parents=True, exist_ok=True)
     (tree / "class_names.txt").write_text("\n".join(catalog.class_names) + "\n")
     for split, most in ((catalog.train, train_per_class), (catalog.test, test_per_class)):
-        assert split.pixels is not None
+        assert split.pixels is not None and catalog.train.pixels is not None
         of_class = [np.flatnonzero(split.labels == c)[:most] for c in range(len(catalog.class_names))]
         lines = []
+        known = {image.tobytes() for image in catalog.train.pixels} if split is catalog.test else set()
         for position in np.sort(np.concatenate(of_class)).tolist():
+            if split.pixels[position].tobytes() in known:
+                continue
             label = int(split.labels[position])
             path = f"{split.name}/{catalog.class_names[label]}/{position:05d}.png"
             (tree / path).parent.mkdir(parents=True, exist_ok=True)
