@@ -121,6 +121,22 @@ def small_experiment(**data: object) -> dict[str, object]:
     }
 
 
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note each file that is decoded to be shown to a network."""
+    from btm_core.data import images
+
+    seen: list[str] = []
+    really: Callable[[str, bytes, int], Image.Image] = images.decode
+
+    def decode(path: str, data: bytes, channels: int) -> Image.Image:
+        seen.append(path)
+        return really(path, data, channels)
+
+    monkeypatch.setattr(images, "decode", decode)
+    return seen
+
+
 Btm = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

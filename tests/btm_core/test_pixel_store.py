@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,10 +11,8 @@ import pytest
 import torch
 from conftest import write_digits
 from numpy.typing import NDArray
-from PIL import Image
 
 from btm_core.config import InputConfig
-from btm_core.data import images as images_module
 from btm_core.data.dataset import LabelledImages
 from btm_core.data.files import content_digests
 from btm_core.data.images import ImageFiles
@@ -111,20 +108,6 @@ def files(tmp_path: Path) -> ImageFiles:
     paths = sorted(str(path.relative_to(root)) for path in (root / "train" / "digit-0").iterdir())[:12]
     digests = np.array([list(bytes.fromhex(digest)) for digest in content_digests(str(root), paths, None)], np.uint8)
     return ImageFiles(str(root), paths, digests)
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each file that is decoded."""
-    seen: list[str] = []
-    really: Callable[[str, bytes, int], Image.Image] = images_module.decode
-
-    def decode(path: str, data: bytes, channels: int) -> Image.Image:
-        seen.append(path)
-        return really(path, data, channels)
-
-    monkeypatch.setattr(images_module, "decode", decode)
-    return seen
 
 
 def epoch(source: ImageFiles, number: int, order: torch.Tensor | None = None) -> torch.Tensor:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 import torch
 from conftest import clean_environment, small_experiment, write_digits, write_lists
 from family import worker_process
-from PIL import Image
 
 from btm_core.checkpoints import load_checkpoint, save_tensors
 from btm_core.config import ExperimentConfig
-from btm_core.data import images as images_module
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact, Store
 from btm_core.tensor_files import load_tensors
@@ -223,20 +220,6 @@ def test_small_images_are_packed_on_gpus(
 def test_a_pack_is_bounded_and_a_hundred_subsets_are_several(experiment: ExperimentConfig) -> None:
     many = experiment.model_copy(update={"sampling": experiment.sampling.model_copy(update={"num_subsets": 100})})
     assert pack_size(many, RuntimeSettings(gpus=1)) == 16
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note each file that is decoded to be shown to a network."""
-    seen: list[str] = []
-    really: Callable[[str, bytes, int], Image.Image] = images_module.decode
-
-    def decode(path: str, data: bytes, channels: int) -> Image.Image:
-        seen.append(path)
-        return really(path, data, channels)
-
-    monkeypatch.setattr(images_module, "decode", decode)
-    return seen
 
 
 def test_models_evaluated_at_once_get_what_each_gets_alone(
