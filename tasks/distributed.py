@@ -83,7 +83,9 @@ def _order(step: Pretrain, work: Workspace) -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "checkpoint_seconds": work.checkpoint_seconds,
         "compiled": work.compiled,
-        "pixels": work.pixels and [work.pixels.memory // work.processes, work.pixels.disk // work.processes],
+        "pixels": None
+        if work.pixels is None
+        else [size // work.processes for size in (work.pixels.memory, work.pixels.disk)],
     }
 
 

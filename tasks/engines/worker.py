@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import traceback
 from typing import IO, Any, NoReturn
 
 from btm_core.errors import BTMError
@@ -37,11 +38,16 @@ def main() -> NoReturn:
 
         torch.use_deterministic_algorithms(True, warn_only=True)  # imports half of torch, as any optimizer would
     monitor = SystemMonitor()
-    while True:
-        _carry_out(json.loads(orders.get()), events, monitor)
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.empty_cache()  # another slot may share the GPU
-        events.write(json.dumps({"event": "idle"}) + "\n")
+    try:
+        while True:
+            _carry_out(json.loads(orders.get()), events, monitor)
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                torch.cuda.empty_cache()  # another slot may share the GPU
+            events.write(json.dumps({"event": "idle"}) + "\n")
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # at an orderly end libraries print, and the last words that the parent tells would be theirs
 
 
 def _carry_out(order: dict[str, Any], events: IO[str], monitor: SystemMonitor) -> None:
