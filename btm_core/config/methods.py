@@ -91,7 +91,7 @@ class PASCLOptions(_Method):
 
     name: Literal["pascl"] = "pascl"
     weight: float = Field(0.1, ge=0, description="of the contrast: 0.1 on CIFAR, 0.02 on ImageNet-LT")
-    temperature: float = Field(0.07, gt=0)
+    temperature: float = Field(0.07, gt=0, description="of the contrast between images")
     tail_share: float = Field(0.4, gt=0, le=1, description="share of classes, the rarest, that are contrasted")
     dim: int = Field(128, ge=2, description="of the embeddings")
 

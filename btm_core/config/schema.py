@@ -5,7 +5,7 @@ Paper sections refer to "Reviving Undersampling for Long-tailed Learning"; `MiSL
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -49,6 +49,10 @@ BACKBONES: tuple[str, ...] = get_args(Backbone)
 
 Part = Literal["all", "backbone", "head", "last_block_and_head", "last_block_head_and_norms"]
 
+Epochs = Annotated[int, Field(ge=1, description="passes over the stage's data")]
+BatchSize = Annotated[int, Field(ge=2, description="images a step; batch normalisation needs two")]
+LearningRate = Annotated[float, Field(gt=0, description="peak learning rate")]
+
 
 class ModelConfig(Section):
     """The network: a backbone and a linear head."""
@@ -62,18 +66,18 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The optimizer and its schedule, shared by all training stages."""
 
-    epochs: int = Field(ge=1, description="passes over the stage's data")
-    batch_size: int = Field(ge=2, description="images a step; batch normalisation needs two")
-    lr: float = Field(gt=0, description="peak learning rate")
+    epochs: Epochs
+    batch_size: BatchSize
+    lr: LearningRate
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="adam leaves momentum and nesterov aside")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty, of all parameters that train")
     schedule: Literal["constant", "cosine", "step"] = Field(
         "cosine", description="by epoch; cosine is lr/2 * (1 + cos(pi * epoch / epochs))"
     )
     milestones: tuple[int, ...] = Field((), description="step schedule: epochs after which lr is multiplied by gamma")
-    gamma: float = Field(0.1, gt=0, le=1)
+    gamma: float = Field(0.1, gt=0, le=1, description="step schedule: factor on lr at each milestone")
     warmup_epochs: int = Field(0, ge=0, description="epochs of linear warm-up")
     mixup_alpha: float = Field(0.0, ge=0, description="Beta(alpha, alpha) of mixup; 0 switches it off")
 
@@ -107,9 +111,9 @@ class PretrainConfig(TrainConfig):
     )
     method: Stage1Method = Field(CrossEntropyOptions(), description="the loss and what it needs; see btm_core.methods")
     train: Part = Field("all", description="which parameters train")
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(0.1, gt=0)
+    epochs: Epochs = 200
+    batch_size: BatchSize = 128
+    lr: LearningRate = 0.1
 
     @property
     def needs_trained_backbone(self) -> bool:
@@ -136,9 +140,9 @@ class PretrainConfig(TrainConfig):
 class FcConfig(TrainConfig):
     """The `FC` stage (section 3.3): re-train only the head, cross-entropy, on all (imbalanced) training data."""
 
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(0.1, gt=0)
+    epochs: Epochs = 10
+    batch_size: BatchSize = 128
+    lr: LearningRate = 0.1
 
 
 class SamplingConfig(Section):
@@ -165,9 +169,9 @@ class SamplingConfig(Section):
 class FinetuneConfig(TrainConfig):
     """Balanced training of the whole network on one subset (Algorithm 1, line 3; section 4.1)."""
 
-    epochs: int = Field(30, ge=1)
-    batch_size: int = Field(256, ge=2)
-    lr: float = Field(5e-3, gt=0)
+    epochs: Epochs = 30
+    batch_size: BatchSize = 256
+    lr: LearningRate = 5e-3
     mixup_alpha: float = Field(0.0, ge=0, description="default: that of pretrain (section 4.1)")
     train: Part = Field("all", description="which parameters train (Table 8)")
     start: Literal["stage1", "post_trained"] = Field(
@@ -207,9 +211,9 @@ class PostTrainConfig(TrainConfig):
     method: Literal["mislas", "crt", "lws", "balanced_softmax", "gml", "h2t"] = Field(
         "mislas", description="see btm_core.post_training"
     )
-    epochs: int = Field(10, ge=1)
-    batch_size: int = Field(128, ge=2)
-    lr: float = Field(0.1, gt=0)
+    epochs: Epochs = 10
+    batch_size: BatchSize = 128
+    lr: LearningRate = 0.1
     head_lr_factor: float = Field(0.2, gt=0, description="the head's lr over the scaling's lr (MiSLAS)")
     sampler: Literal["class-aware", "instance"] | None = Field(
         None, description="default: what the method was published with"
@@ -249,18 +253,13 @@ class EvaluationConfig(Section):
 class ExperimentConfig(Section):
     """Everything that determines the result of one BTM run."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", json_schema_extra=NOT_IDENTITY)
-    source: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="where the recipe comes from")
-    hardware: str | None = Field(
-        None, json_schema_extra=NOT_IDENTITY, description="what to run it on, and how long that takes"
+    name: str = Field(
+        "experiment",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        json_schema_extra=NOT_IDENTITY,
+        description="what runs and registered models are called: letters, digits, . _ -",
     )
-    published: dict[str, float] | None = Field(
-        None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
-    )
-    licence: str | None = Field(
-        None, json_schema_extra=NOT_IDENTITY, description="licence note of data and model, for the model card"
-    )
-    seed: int = Field(0, ge=0, strict=True)
+    seed: int = Field(0, ge=0, strict=True, description="of all that is random, but not of the data's split")
     data: DataConfig
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
@@ -272,6 +271,16 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     promotion: PromotionRules = Field(
         PromotionRules(), json_schema_extra=NOT_IDENTITY, description="what `btm promote` asks of the final model"
+    )
+    source: str | None = Field(None, json_schema_extra=NOT_IDENTITY, description="where the recipe comes from")
+    hardware: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="what to run it on, and how long that takes"
+    )
+    published: dict[str, float] | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="percentages published for this recipe, by metric"
+    )
+    licence: str | None = Field(
+        None, json_schema_extra=NOT_IDENTITY, description="licence note of data and model, for the model card"
     )
 
     @model_validator(mode="after")

@@ -17,7 +17,12 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of the configuration: frozen, and a key it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        field_title_generator=lambda name, _: name,  # forms made from it show the keys that files and errors name
+    )
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON-ready values that determine a result: all but those marked as mere locations."""

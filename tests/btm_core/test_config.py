@@ -138,3 +138,21 @@ def test_digests_do_not_depend_on_key_order() -> None:
     assert canonical_digest({"a": 1, "b": [1.5, None]}) == canonical_digest({"b": [1.5, None], "a": 1})
     with pytest.raises(ValueError, match="JSON"):
         canonical_digest({"a": float("nan")})
+
+
+def test_every_key_says_what_it_is() -> None:
+    """In its description; a section does in its docstring. Forms and the reference are made of them."""
+    silent = []
+
+    def look(properties: dict[str, Any], definitions: dict[str, Any], path: str) -> None:
+        for key, facts in properties.items():
+            name = facts.get("$ref", "").rpartition("/")[2]
+            constant = "const" in facts
+            if not (facts.get("description") or constant or definitions.get(name, {}).get("description")):
+                silent.append(f"{path}.{key}")
+
+    schema = ExperimentConfig.model_json_schema()
+    for name, section in {"": schema, **schema["$defs"]}.items():
+        look(section["properties"], schema["$defs"], name)
+        assert section["description"], name
+    assert not silent
