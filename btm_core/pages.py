@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-__all__ = ["inline", "page_environment", "png", "render_page"]
+__all__ = ["inline", "page_environment", "percent", "png", "render_page"]
 
 
 def page_environment() -> "Environment":

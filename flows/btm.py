@@ -9,15 +9,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from btm_core.config import ExperimentConfig
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact, file_digest_at
-from flows.flow_run import (
-    ended,
-    in_prefect_log,
-    own_run_id,
-    prefect_link,
-    run_name,
-    show_in_prefect,
-    worker_settings,
-)
+from flows.flow_run import ended, own_run_id, run_name, worker_settings
+from flows.prefect_pages import in_prefect, prefect_link, show_in_prefect
 from flows.preflight import preflight
 from flows.stopping import stop_at_once
 from flows.work import do, each, join, mended, together
@@ -49,12 +42,15 @@ def btm(
 ) -> dict[str, Any]:
     """Run Algorithm 1, evaluate every model on the way, and report. Returns what `btm run --json` prints.
 
-    A deployment gives the experiment alone: settings are then those of the worker's environment.
+    Args:
+        experiment: What is trained, on which data; its keys are those of a configuration file.
+        settings: How it is run; leave it empty to take the worker's environment (BTM_ variables).
+        run_id: Name of the run; leave it empty for a new one.
     """
     if settings is None:
         settings = worker_settings()
         preflight(experiment, settings)
-    with in_prefect_log(), Run(experiment, settings, run_id or own_run_id(), prefect_link()) as run:
+    with in_prefect(), Run(experiment, settings, run_id or own_run_id(), prefect_link()) as run:
 
         def attempt() -> dict[str, Any]:
             trained = algorithm(experiment, settings)
@@ -64,7 +60,7 @@ def btm(
             return run.finish(trained.data, trained.subsets[0], tested, validated, trained.lost)
 
         result = mended(attempt)
-        show_in_prefect(result)
+        show_in_prefect(result, settings)
         return ended(result, len(run.steps))  # type: ignore[return-value]  # Prefect hands the state's data on
 
 

@@ -1,4 +1,4 @@
-"""What a flow run needs that a deployment started: settings of its worker, an id, progress in Prefect's log, an end.
+"""What a flow run needs that a deployment started: settings of its worker, an id, an end.
 
 `btm run` gives a flow all of it; a schedule, an event or a click give it nothing but the experiment.
 """
@@ -6,34 +6,22 @@
 import datetime
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from prefect import get_run_logger, runtime
-from prefect.artifacts import create_markdown_artifact
+from prefect import runtime
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
-from prefect.utilities.urls import url_for
 
 from btm_core.errors import ConfigError
-from flows.environment import server_stays
-from flows.progress import telling_progress
 from tasks.settings import RuntimeSettings, runtime_settings
-from tasks.tracking import run_note
 
 __all__ = [
     "ended",
-    "in_prefect_log",
     "new_run_id",
     "own_run_id",
-    "prefect_link",
     "run_name",
-    "show_in_prefect",
     "worker_settings",
 ]
-
-LINE_SECONDS = 30.0
 
 log = logging.getLogger("tasks.flow_run")
 
@@ -71,32 +59,6 @@ def worker_settings() -> RuntimeSettings:
     if settings.tracking_uri is None and settings.mlflow_uri.startswith("sqlite:") and not settings.home.is_absolute():
         log.warning("MLflow logs to a temporary folder; set MLFLOW_TRACKING_URI, or BTM_HOME, where the worker starts")
     return settings
-
-
-@contextmanager
-def in_prefect_log() -> Iterator[None]:
-    """Tell the progress of this block's steps to the flow run's log: Prefect's UI shows it."""
-    logger = get_run_logger()
-    with telling_progress(lambda stage, text: logger.info("%s: %s", stage, text), LINE_SECONDS, starts=True):
-        yield
-
-
-def prefect_link() -> dict[str, str]:
-    """Return where Prefect shows this flow run: its page, or its id where Prefect has no pages that stay."""
-    run_id = runtime.flow_run.get_id()
-    page = url_for("flow-run", obj_id=run_id) if server_stays() else None
-    return {"Prefect run": page or str(run_id)}
-
-
-def show_in_prefect(result: dict[str, Any]) -> None:
-    """Leave the models, and where else to look, as an artifact of the flow run. A server that is away loses it."""
-    tracking = result["tracking"]
-    links = {"Report": result["report"], "MLflow": tracking["page"] or f"{tracking['uri']}, run {tracking['run_id']}"}
-    links["Final model"] = result["final_model"]
-    try:
-        create_markdown_artifact(run_note(result["models"], links), key="btm-models", description="Models of the run")
-    except Exception as error:  # the run is done, and its report written
-        log.warning("Prefect did not take the table of models: %s", error)
 
 
 def ended(result: dict[str, Any], artifacts: int) -> State[dict[str, Any]]:

@@ -1,14 +1,14 @@
-"""Progress of a run on standard error: bars on a terminal, plain lines elsewhere."""
+"""Progress as people see it: bars on a terminal, lines elsewhere, made of the events of steps."""
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from tasks.events import Event, listening
 
-__all__ = ["show_progress", "telling_progress"]
+__all__ = ["Stage", "Stages", "show_progress", "telling_progress"]
 
 WORTH_SAYING = 0.2
 """Share of an epoch spent waiting for images from which on progress tells it."""
@@ -26,33 +26,57 @@ LABELS = {
 LINE_SECONDS = 10.0
 
 
-class _Stage:
-    """What is known of one stage: how many steps, and how far each is, in epochs."""
+class Stage:
+    """What is known of one stage: its steps, and how far each is, in epochs."""
 
-    def __init__(self) -> None:
-        self.steps: dict[str, bool] = {}
+    def __init__(self, name: str):
+        self.label = LABELS[name]
+        self.steps: dict[str, str] = {}
+        """State of each step by address: queued, running, found or done."""
         self.epochs: dict[str, tuple[int, int]] = {}
-        self.rate = self.waited = 0.0
+        self.images, self.waited = 0, 0.0
+        self.began: float | None = None
         self.loss: float | None = None
+        self.transfer = ""
 
     def take(self, event: Event) -> None:
-        if event["event"] in ("started", "cached"):
-            self.steps[event["step"]] = event["event"] == "cached"  # found, yet started: it was damaged
-        elif event["event"] in ("epoch", "resumed"):
-            self.epochs[event["step"]] = (event["epoch"], event["epochs"])
-            if event["event"] == "epoch":
+        """Learn what an event tells."""
+        kind, step = event["event"], event["step"]
+        self.transfer = ""
+        if kind == "queued":
+            self.steps.setdefault(step, "queued")
+        elif kind in ("started", "cached"):
+            self.steps[step] = "running" if kind == "started" else "found"  # found, yet started: it was damaged
+            self.began = self.began or time.monotonic()
+        elif kind == "done":
+            total = self.epochs.get(step, (1, 1))[1]
+            self.epochs[step] = (total, total)
+            self.steps[step] = "done"
+        elif kind in ("epoch", "resumed"):
+            self.epochs[step] = (event["epoch"], event["epochs"])
+            if kind == "epoch":
                 self.loss = event["loss"]
-                self.rate = event["images"] / max(event["seconds"], 1e-9)
+                self.images += event["images"]
                 self.waited = event.get("waited", 0.0) / max(event["seconds"], 1e-9)
-        elif event["event"] == "done":
-            total = self.epochs.get(event["step"], (1, 1))[1]
-            self.epochs[event["step"]] = (total, total)
-            self.steps[event["step"]] = True
+        elif kind == "transfer":
+            self.transfer = transfer_text(event)
+        elif kind == "fetch":
+            self.transfer = fetch_text(event)
+
+    @property
+    def ended(self) -> int:
+        """How many steps are found or done."""
+        return sum(state in ("found", "done") for state in self.steps.values())
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps that are known are found or done."""
+        return self.ended == len(self.steps) > 0
 
     @property
     def share(self) -> float:
         """Share done, in [0, 1]."""
-        parts = [1.0 if done else self._part(step) for step, done in self.steps.items()]
+        parts = [1.0 if state in ("found", "done") else self._part(step) for step, state in self.steps.items()]
         return sum(parts) / max(len(parts), 1)
 
     def _part(self, step: str) -> float:
@@ -60,16 +84,40 @@ class _Stage:
         return min(done / total, 0.99)
 
     def text(self) -> str:
-        done = sum(self.steps.values())
-        parts = [f"{done}/{len(self.steps)}"] if len(self.steps) > 1 else []
-        running = [self.epochs[step] for step, ended in self.steps.items() if not ended and step in self.epochs]
+        """Say how far it is."""
+        if self.transfer:
+            return self.transfer
+        if self.complete:
+            return self._end()
+        parts = [f"{self.ended} of {len(self.steps)} done"] if len(self.steps) > 1 else []
+        running = [self.epochs[step] for step in self.epochs if self.steps.get(step) == "running"]
         if running:
             parts.append(f"epoch {min(epoch for epoch, _ in running)}/{running[0][1]}")
         if running and self.loss is not None:
-            parts.append(f"loss {self.loss:.3f}, {self.rate:,.0f} images/s")
+            rate = self.images / max(time.monotonic() - (self.began or 0.0), 1e-9)  # of all steps together
+            parts.append(f"loss {self.loss:.3f}, {rate:,.0f} images/s")
             if self.waited >= WORTH_SAYING:
                 parts.append(f"{self.waited:.0%} of the time waiting for images")
         return ", ".join(parts)
+
+    def _end(self) -> str:
+        states = Counter(self.steps.values())
+        several = f"{len(self.steps)} " if len(self.steps) > 1 else ""
+        if not states["done"]:
+            return f"{several}found in the store"
+        return f"{several}done" + (f", {states['found']} of them found in the store" if states["found"] else "")
+
+
+class Stages(dict[str, Stage]):
+    """The stages that were heard of, by name."""
+
+    def take(self, event: Event) -> Stage:
+        """Learn what an event tells; return the stage it is of."""
+        name = event["step"].partition("/")[0]
+        if name not in self:
+            self[name] = Stage(name)
+        self[name].take(event)
+        return self[name]
 
 
 def transfer_text(event: Event) -> str:
@@ -98,13 +146,13 @@ def _bars(first: str) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    stages: dict[str, _Stage] = {}
+    stages = Stages()
     rows: dict[str, TaskID] = {}
     columns = (
         TextColumn("{task.description:<24}"),
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(elapsed_when_finished=False),
         TextColumn("{task.fields[text]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -115,16 +163,10 @@ def _bars(first: str) -> Iterator[None]:
             if waiting is not None:
                 progress.remove_task(waiting)
                 waiting = None
-            name = event["step"].partition("/")[0]
-            stage = stages.setdefault(name, _Stage())
-            stage.take(event)
-            if name not in rows:
-                rows[name] = progress.add_task(LABELS[name], total=1.0, text="")
-            all_found = event["event"] == "cached" and stage.share == 1 and not stage.epochs
-            text = f"{stage.text()} found in the store".strip() if all_found else stage.text()
-            text = transfer_text(event) if event["event"] == "transfer" else text
-            text = fetch_text(event) if event["event"] == "fetch" else text
-            progress.update(rows[name], completed=stage.share, text=text)
+            stage = stages.take(event)
+            if stage.label not in rows:
+                rows[stage.label] = progress.add_task(stage.label, total=1.0, text="")
+            progress.update(rows[stage.label], completed=stage.share, text=stage.text())
 
         with listening(show):
             yield
@@ -143,34 +185,32 @@ def _lines() -> Iterator[None]:
 
 @contextmanager
 def telling_progress(say: Callable[[str, str], None], seconds: float, *, starts: bool = False) -> Iterator[None]:
-    """Call `say` with a stage and a line of text for each step found, resumed or done (with `starts`: started, too).
+    """Call `say` with a stage and a line of text: at its end, when a step resumes, and once in so many seconds between.
 
-    Of the epochs of a stage it tells once in so many seconds.
+    With `starts`, at its start, too.
     """
-    stages: dict[str, _Stage] = {}
+    stages = Stages()
     told: dict[str, float] = {}
     began = time.monotonic()
 
     def show(event: Event) -> None:
-        name, _, readable = event["step"].partition("/")
-        stage = stages.setdefault(name, _Stage())
-        stage.take(event)
-        kind: Any = event["event"]
-        due = time.monotonic() - told.get(name, began) >= seconds
-        if kind in ("cached", "resumed"):
-            note = "found in the store" if kind == "cached" else f"goes on after epoch {event['epoch']}"
-            say(LABELS[name], f"{readable} {note}")
-        elif kind == "done" or (kind == "started" and starts):
-            say(LABELS[name], f"{readable} {kind}")
-        elif kind == "transfer" and (due or name not in told):
-            told[name] = time.monotonic()
-            say(LABELS[name], f"{readable} {transfer_text(event)}")
-        elif kind == "fetch" and (due or event["images"] == event["of"]):
-            told[name] = time.monotonic()
-            say(LABELS[name], f"{readable} {fetch_text(event)}")
-        elif kind == "epoch" and due:
-            told[name] = time.monotonic()
-            say(LABELS[name], stage.text())
+        kind, readable = event["event"], event["step"].partition("/")[2].rpartition("-")[0]
+        known = len(stages)
+        stage = stages.take(event)
+        first = stage.label not in told and kind == "transfer"  # a long one is told at once
+        due = time.monotonic() - told.get(stage.label, stage.began or began) >= seconds
+        if kind == "resumed":
+            say(stage.label, f"{readable} goes on after epoch {event['epoch']}")
+        elif kind in ("cached", "done") and stage.complete:
+            say(stage.label, f"{readable} {stage.text()}" if len(stage.steps) == 1 else stage.text())
+        elif starts and len(stages) > known:
+            say(stage.label, "started")
+        elif kind in ("transfer", "fetch") and (first or due or event.get("images") == event.get("of", 0)):
+            told[stage.label] = time.monotonic()
+            say(stage.label, f"{readable} {stage.text()}")
+        elif kind in ("epoch", "cached", "done") and due:
+            told[stage.label] = time.monotonic()
+            say(stage.label, stage.text())
 
     with listening(show):
         yield

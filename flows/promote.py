@@ -15,7 +15,8 @@ from btm_core.config import with_overrides
 from btm_core.errors import ConfigError, StoreError, StoreUnavailableError
 from btm_core.storage import Store
 from flows.btm import FLOW_OPTIONS
-from flows.flow_run import in_prefect_log, log, worker_settings
+from flows.flow_run import log, worker_settings
+from flows.prefect_pages import in_prefect
 from flows.work import do
 from tasks.evaluate import evaluation_step, evidence_of
 from tasks.finished import FinishedRun
@@ -49,7 +50,7 @@ def promote(
     - force: the reason to promote it in any case.
     """
     settings = settings or worker_settings()
-    with in_prefect_log():
+    with in_prefect():
         store = Store(settings.store_url)
         run, by = FinishedRun.find(store, run_id, model), whoever()
         rules = with_overrides(run.experiment, overrides).promotion
@@ -66,7 +67,7 @@ def promote(
 def take_back(model: str, reason: str | None = None, settings: RuntimeSettings | None = None) -> dict[str, Any]:
     """Make the previous champion of a registered model the champion again."""
     settings = settings or worker_settings()
-    with in_prefect_log():
+    with in_prefect():
         registry = Registry(settings, model)
         if not registry.exists():
             raise ConfigError(f"there is no registered model {model!r} at the MLflow of these settings")

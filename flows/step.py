@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.flow_run import in_prefect_log
+from flows.prefect_pages import in_prefect
 from flows.stopping import stop_at_once
 from flows.workpool import STEP_FLOW
 from tasks.engines.remote import RemoteOrder, carry_out
@@ -17,7 +17,7 @@ __all__ = ["step"]
 @flow(name=STEP_FLOW, persist_result=False, on_running=[stop_at_once])
 def step(order: RemoteOrder) -> State[Any]:
     """Do the steps of an order on this machine."""
-    with in_prefect_log():
+    with in_prefect():
         outcome = carry_out(order)
     if outcome.name == "Done":
         return Completed(message=order.first)

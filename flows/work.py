@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from btm_core.errors import ArtifactError, BTMError, StoreError
 from btm_core.storage import Artifact, Store
 from tasks.engines.pool import WorkerDiedError, WorkerError, run_in_pool
+from tasks.events import publish
 from tasks.execution import Engine, execute
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
@@ -97,6 +98,8 @@ def _wait_for(
 ) -> tuple[dict[int, Artifact], dict[int, Exception]]:
     """Wait for packs of steps, given by position; return what was made, and the errors of the others."""
     futures = []
+    for step in steps:
+        publish({"event": "queued", "step": step.address, "stage": step.stage})
     for pack in packs:
         several = f" and {len(pack) - 1} more" if len(pack) > 1 else ""
         name = f"{steps[pack[0]].stage} {steps[pack[0]].readable}{several}"

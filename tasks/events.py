@@ -1,7 +1,7 @@
 """News of steps under way, for whoever listens: the progress display, the tracker.
 
-An event is a dict with `event` (started, resumed, epoch, transfer, fetch, done, cached), `step` (its address) and the
-event's own facts.
+An event is a dict with `event` (queued, started, resumed, epoch, transfer, fetch, done, cached), `step` (its address)
+and the event's own facts.
 """
 
 import threading

@@ -4,14 +4,16 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import httpx
 from conftest import clean_environment
 from seaweed import free_ports
 
-__all__ = ["PrefectServer", "worker"]
+__all__ = ["PREFECT", "PrefectServer", "until", "worker"]
 
 PREFECT = Path(sys.executable).with_name("prefect")
 
@@ -25,6 +27,7 @@ class PrefectServer:
         self.environment = {
             "PREFECT_HOME": str(folder),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
+            "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{self.port}/api",  # what its pages ask
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -47,12 +50,43 @@ class PrefectServer:
                     raise RuntimeError((self.folder / "server.log").read_text()[-2000:]) from None
                 time.sleep(0.2)
 
+    def all(self, what: str, **filters: Any) -> Any:
+        answer = httpx.post(f"{self.environment['PREFECT_API_URL']}/{what}/filter", json=filters, timeout=60)
+        answer.raise_for_status()
+        return answer.json()
+
+    def runs(self, deployment: str) -> Any:
+        """Return the flow runs of a deployment that no schedule created, the first one first."""
+        runs = self.all("flow_runs", deployments={"name": {"any_": [deployment]}}, sort="START_TIME_ASC")
+        return [run for run in runs if not run["auto_scheduled"]]
+
+    def prefect(self, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [str(PREFECT), *arguments],
+            cwd=cwd,
+            env={**clean_environment(), **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
     def stop(self) -> None:
         """Kill it with what it started."""
         if self._process is not None:
             kill_tree(self._process.pid)
             self._process.wait()
             self._process = None
+
+
+def until(condition: Callable[[], Any], seconds: float) -> Any:
+    """Return what a condition gives as soon as it gives something. A server is asked: there is no event to wait for."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(httpx.TransportError):  # a busy one may leave a question unanswered
+            if found := condition():
+                return found
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.2)
 
 
 @contextmanager

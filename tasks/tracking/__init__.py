@@ -1,7 +1,16 @@
 """MLflow: what a run did, epoch by epoch, for people to read. The server may be away for a while."""
 
-from tasks.tracking.client import connect, find_experiment, mlflow_client
+from tasks.tracking.client import connect, find_experiment, mlflow_client, model_page
 from tasks.tracking.names import PER_CLASS, run_note, split_metrics
 from tasks.tracking.tracker import Tracker
 
-__all__ = ["PER_CLASS", "Tracker", "connect", "find_experiment", "mlflow_client", "run_note", "split_metrics"]
+__all__ = [
+    "PER_CLASS",
+    "Tracker",
+    "connect",
+    "find_experiment",
+    "mlflow_client",
+    "model_page",
+    "run_note",
+    "split_metrics",
+]

@@ -9,7 +9,7 @@ from btm_core.errors import TrackingError
 from btm_core.urls import split_credentials, without_credentials
 from tasks.settings import RuntimeSettings
 
-__all__ = ["connect", "find_experiment", "mlflow_client", "run_page", "server_trouble", "unusable"]
+__all__ = ["connect", "find_experiment", "mlflow_client", "model_page", "run_page", "server_trouble", "unusable"]
 
 WORTH_WAITING = (401, 403, 429)
 """Besides 5xx. A password that is wrong now was right when the run began: somebody is changing it."""
@@ -81,6 +81,11 @@ def server_trouble(error: Exception) -> bool:
         status = error.get_http_status_code()
         return status >= 500 or status in WORTH_WAITING
     return isinstance(error, OSError)
+
+
+def model_page(uri: str, name: str) -> str | None:
+    """Return the address of a registered model's page, where its champion is named; None as for `run_page`."""
+    return f"{uri.rstrip('/')}/#/models/{name}" if uri.startswith(("http://", "https://")) else None
 
 
 def run_page(uri: str, experiment_id: str, run_id: str) -> str | None:

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pytest
 import seaweed
 import yaml
 from conftest import Btm, clean_environment
-from prefect_server import PREFECT, PrefectServer, worker
+from prefect_server import PrefectServer, until, worker
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENTS = ROOT / "deployments"
@@ -32,32 +31,12 @@ NIGHTLY = ["digits-lt", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin", "-
 
 
 class Server(PrefectServer):
-    """Questions to a server's API."""
-
-    def all(self, what: str, **filters: Any) -> Any:
-        answer = httpx.post(f"{self.environment['PREFECT_API_URL']}/{what}/filter", json=filters, timeout=60)
-        answer.raise_for_status()
-        return answer.json()
-
-    def runs(self, deployment: str) -> Any:
-        """Return the flow runs of a deployment that no schedule created, the first one first."""
-        runs = self.all("flow_runs", deployments={"name": {"any_": [deployment]}}, sort="START_TIME_ASC")
-        return [run for run in runs if not run["auto_scheduled"]]
+    """What the server knows of deployments."""
 
     def state(self) -> dict[str, Any]:
         """Return all that `btm deploy` makes, without times, and without the ids of what the server always replaces."""
         kinds = ("work_pools", "deployments", "automations", "v2/concurrency_limits")
         return {kind: sorted(map(_lasting, self.all(kind)), key=lambda one: str(one["name"])) for kind in kinds}
-
-    def prefect(self, *arguments: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(PREFECT), *arguments],
-            cwd=cwd,
-            env={**clean_environment(), **self.environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
 
 
 def _lasting(value: Any) -> Any:
@@ -66,17 +45,6 @@ def _lasting(value: Any) -> Any:
         replaced |= {"id"} if "schedule" in value or "posture" in value else set()
         return {key: _lasting(part) for key, part in value.items() if key not in replaced}
     return sorted(map(_lasting, value), key=str) if isinstance(value, list) else value
-
-
-def until(condition: Callable[[], Any], seconds: float) -> Any:
-    """Return what a condition gives as soon as it gives something. A server is asked: there is no event to wait for."""
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(httpx.TransportError):  # a busy one may leave a question unanswered
-            if found := condition():
-                return found
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +272,7 @@ def test_a_run_is_followed_by_the_gate_and_a_refusal_by_an_alert(btm: Btm, serve
         assert server.prefect("deployment", "run", "btm/gated", cwd=tmp_path).returncode == 0
         alert = alerts.get(timeout=400)
         run, gate = until(lambda: _ended(server, "gated", 2), 60)
-        artifacts = server.all("artifacts", artifacts={"key": {"any_": ["btm-promotion", "btm-models"]}})
+        artifacts = server.all("artifacts", artifacts={"key": {"any_": ["btm-promotion", "btm-report-digits-lt"]}})
     chat.shutdown()
     chat.server_close()
     assert gate["parameters"] == {"run_id": run["name"], "model": "digits-lt"}
@@ -313,7 +281,7 @@ def test_a_run_is_followed_by_the_gate_and_a_refusal_by_an_alert(btm: Btm, serve
     assert "the floor is 100.0 %" in alert["reasons"][0]
     assert Path(alert["report"].removeprefix("file://")).is_file()
     shown = {one["key"]: one["data"] for one in artifacts if one["flow_run_id"] in (run["id"], gate["id"])}
-    assert "**failed**" in shown["btm-promotion"] and "| final |" in shown["btm-models"]
+    assert "**failed**" in shown["btm-promotion"] and "| final |" in shown["btm-report-digits-lt"]
 
 
 def _ended(server: Server, deployment: str, count: int) -> Any:
