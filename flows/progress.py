@@ -44,7 +44,8 @@ class Stage:
         kind, step = event["event"], event["step"]
         self.transfer = ""
         if kind == "queued":
-            self.steps.setdefault(step, "queued")
+            self.steps[step] = "queued"  # once more, perhaps: by another variant of an ablation
+            self.epochs.pop(step, None)
         elif kind in ("started", "cached"):
             self.steps[step] = "running" if kind == "started" else "found"  # found, yet started: it was damaged
             self.began = self.began or time.monotonic()
@@ -193,24 +194,27 @@ def telling_progress(say: Callable[[str, str], None], seconds: float, *, starts:
     told: dict[str, float] = {}
     began = time.monotonic()
 
+    def tell(stage: Stage, text: str) -> None:
+        told[stage.label] = time.monotonic()
+        say(stage.label, text)
+
     def show(event: Event) -> None:
         kind, readable = event["event"], event["step"].partition("/")[2].rpartition("-")[0]
         known = len(stages)
         stage = stages.take(event)
-        first = stage.label not in told and kind == "transfer"  # a long one is told at once
         due = time.monotonic() - told.get(stage.label, stage.began or began) >= seconds
         if kind == "resumed":
-            say(stage.label, f"{readable} goes on after epoch {event['epoch']}")
+            tell(stage, f"{readable} goes on after epoch {event['epoch']}")
         elif kind in ("cached", "done") and stage.complete:
-            say(stage.label, f"{readable} {stage.text()}" if len(stage.steps) == 1 else stage.text())
+            tell(stage, f"{readable} {stage.text()}" if len(stage.steps) == 1 else stage.text())
         elif starts and len(stages) > known:
             say(stage.label, "started")
-        elif kind in ("transfer", "fetch") and (first or due or event.get("images") == event.get("of", 0)):
-            told[stage.label] = time.monotonic()
-            say(stage.label, f"{readable} {stage.text()}")
-        elif kind in ("epoch", "cached", "done") and due:
-            told[stage.label] = time.monotonic()
-            say(stage.label, stage.text())
+        elif kind in ("transfer", "fetch"):
+            # A first transfer is told at once: only long ones are heard of.
+            if due or (stage.label not in told if kind == "transfer" else event["images"] == event["of"]):
+                tell(stage, f"{readable} {stage.text()}")
+        elif kind in ("epoch", "done") and due:
+            tell(stage, stage.text())
 
     with listening(show):
         yield

@@ -72,9 +72,9 @@ def test_an_ablation_shares_what_its_variants_have_in_common(
     final = first["models"][-1]["h_mean"]
     assert final in [row["runs"][0]["h_mean"] for row in document["rows"]]  # the plain variant is the plain run
     assert "pre-train (stage 1): small_cnn-cross-entropy" in done.stderr
-    assert "fine-tune on subsets: subset-00" in done.stderr
-    trained = [line for line in done.stderr.splitlines() if line.endswith(" done") and "evaluate" not in line]
-    assert all(("post_train" in line or "post-train" in line or "merge" in line) for line in trained)
+    assert "fine-tune on subsets: 3 found in the store" in done.stderr
+    ended = [line for line in done.stderr.splitlines() if line.endswith(" done") and " of " not in line]
+    assert all(("post-train" in line or "merge" in line or "evaluate" in line) for line in ended), ended
 
 
 def test_interpolation_starts_and_ends_at_the_models_themselves(btm: Btm, undisturbed: Undisturbed) -> None:
