@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from btm_core.errors import CheckpointError, DataError, some_of
-from btm_core.metrics import RecallReport, recall_report
+from btm_core.metrics import RecallReport, confusions, recall_report
 from btm_core.tensor_files import load_arrays, read_header
 
 __all__ = ["Evidence", "obstacles", "require_comparable"]
@@ -57,6 +58,24 @@ class Evidence:
     def test_counts(self) -> NDArray[np.int64]:
         """(C,) images of the split a class."""
         return np.bincount(self.targets, minlength=len(self.class_names))
+
+    def lowest(self, count: int) -> list[dict[str, Any]]:
+        """Return the facts of so many classes of the lowest recall, with what their images are taken for."""
+        order = np.lexsort((np.arange(len(self.class_names)), self.report.recall))[:count]
+        return [
+            {
+                "class": c,
+                "name": self.class_names[c],
+                "train_images": int(self.train_counts[c]),
+                "test_images": int(self.test_counts[c]),
+                "recall": float(self.report.recall[c]),
+                "taken_for": [
+                    {"class": other, "name": self.class_names[other], "images": images}
+                    for other, images in confusions(self.targets, self.predictions, c)
+                ],
+            }
+            for c in order.tolist()
+        ]
 
     def save(self, path: Path) -> None:
         """Write it as safetensors; equal evidence gives equal bytes."""

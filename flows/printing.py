@@ -11,6 +11,7 @@ __all__ = [
     "as_typed",
     "print_comparison",
     "print_decision",
+    "print_evaluation",
     "print_result",
     "print_side_by_side",
     "print_standing",
@@ -142,6 +143,31 @@ def print_version(document: dict[str, Any]) -> None:
     print(f"  {as_typed('btm')} promote {document['run_id']} --model {shlex.quote(document['model'])}")
 
 
+def print_evaluation(document: dict[str, Any]) -> None:
+    """Print one model's figures and its lowest classes."""
+    from btm_core.pages import percent
+    from btm_core.side_by_side import FIGURES
+
+    print(f"{document['name']}  ({document['kind']})\n")
+    rows = [[heading, percent(document[name])] for name, heading in FIGURES.items() if document.get(name) is not None]
+    rows.append(["Zero-recall classes", f"{document['zero_recall_classes']} of {len(document['classes']['name']):,}"])
+    _print_table("", ("figure", "%"), rows)
+    if document["lowest_classes"]:
+        lowest = [
+            [
+                row["name"],
+                percent(row["recall"]),
+                str(row["train_images"]),
+                str(row["test_images"]),
+                ", ".join(f"{other['name']} ({other['images']})" for other in row["taken_for"]),
+            ]
+            for row in document["lowest_classes"]
+        ]
+        _print_table("Lowest classes", ("class", "recall", "training images", "test images", "taken for"), lowest)
+    split, digest = document["split"], document["split_hash"][:12]
+    print(f"{split.capitalize()} split ({digest}): {document['images']:,} images; recall and means in percent.")
+
+
 def print_side_by_side(document: dict[str, Any], lost: int) -> None:
     """Print models side by side: the figures of each and of A, which classes lost most, and where the report is."""
     from btm_core.side_by_side import LETTERS, cautions, changes
@@ -191,7 +217,7 @@ def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[st
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=bool(number))
     for row in rows:
