@@ -114,7 +114,9 @@ def show_in_prefect(result: dict[str, Any], settings: RuntimeSettings) -> None:
     """Leave a table of the models, and the report with its figures, as artifacts of the flow run."""
     try:
         create_table_artifact(
-            [_row(row) for row in result["models"]],
+            [
+                _row(row) for row in (result["models"][-1], *result["models"][:-1])
+            ],  # ten fit on a page: the final one first
             key="btm-models",
             description=f"Percent, of the test split. Report, figures and links: {_key(result['name'])}",
         )

@@ -28,7 +28,12 @@ BUCKET = POOL = USER = "btm"
 REGION = "us-east-1"
 SEAWEED = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
 PORTS = {"s3": SEAWEED, "prefect": ("prefect",), "mlflow": ("mlflow",)}
-QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",  # those pages have the browser call an analytics service, whatever is set
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 
 AUTH = """[mlflow]
 default_permission = NO_PERMISSIONS
