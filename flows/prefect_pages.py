@@ -113,10 +113,9 @@ def prefect_link() -> dict[str, str]:
 def show_in_prefect(result: dict[str, Any], settings: RuntimeSettings) -> None:
     """Leave a table of the models, and the report with its figures, as artifacts of the flow run."""
     try:
+        *before, final = result["models"]
         create_table_artifact(
-            [
-                _row(row) for row in (result["models"][-1], *result["models"][:-1])
-            ],  # ten fit on a page: the final one first
+            [_row(row) for row in (final, *before)],  # a page may show ten
             key="btm-models",
             description=f"Percent, of the test split. Report, figures and links: {_key(result['name'])}",
         )
