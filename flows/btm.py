@@ -14,7 +14,7 @@ from flows.prefect_pages import in_prefect, prefect_link, show_in_prefect
 from flows.preflight import preflight
 from flows.stopping import stop_at_once
 from flows.work import do, each, join, mended, together
-from tasks.data import prepare_data
+from tasks.data import PrepareData, prepare_data
 from tasks.evaluate import evaluation_step
 from tasks.finetune import Finetune, pack_size
 from tasks.merge import ChosenMerge, Merge
@@ -25,7 +25,7 @@ from tasks.sample import SampleSubset
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
 
-__all__ = ["FLOW_OPTIONS", "Trained", "algorithm", "btm", "shared_inputs"]
+__all__ = ["FLOW_OPTIONS", "Trained", "algorithm", "btm", "everything", "shared_inputs"]
 
 FLOW_OPTIONS: dict[str, Any] = {
     "flow_run_name": run_name,
@@ -53,10 +53,7 @@ def btm(
     with in_prefect(), Run(experiment, settings, run_id or own_run_id(), prefect_link()) as run:
 
         def attempt() -> dict[str, Any]:
-            trained = algorithm(experiment, settings)
-            tested = evaluated(experiment, settings, trained, "test")
-            has_validation = experiment.data.validation or experiment.data.validation_per_class
-            validated = evaluated(experiment, settings, trained, "validation") if has_validation else []
+            trained, tested, validated = everything(experiment, settings)
             return run.finish(trained.data, trained.subsets[0], tested, validated, trained.lost)
 
         result = mended(attempt)
@@ -91,9 +88,25 @@ class Trained:
         return models + ([("final", "post_train", self.final)] if self.final != self.soup else [])
 
 
-def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings) -> Trained:
-    """Run Algorithm 1 of the paper. What the store holds is not made again."""
-    data = do(prepare_data(experiment.name, experiment.data, settings.cache), settings)
+def everything(
+    experiment: ExperimentConfig, settings: RuntimeSettings, prepare: PrepareData | None = None
+) -> tuple[Trained, list[Model], list[Model]]:
+    """Run Algorithm 1, and evaluate every model on the way on the test split, and on validation if there is any.
+
+    All that a run takes and makes is asked for in here, so whoever walks it (`flows.plan`) sees what a run will do.
+    """
+    trained = algorithm(experiment, settings, prepare)
+    tested = evaluated(experiment, settings, trained, "test")
+    has_validation = experiment.data.validation or experiment.data.validation_per_class
+    return trained, tested, evaluated(experiment, settings, trained, "validation") if has_validation else []
+
+
+def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings, prepare: PrepareData | None = None) -> Trained:
+    """Run Algorithm 1 of the paper. What the store holds is not made again.
+
+    `prepare` is the step that makes the data, where somebody knows it.
+    """
+    data = do(prepare or prepare_data(experiment.name, experiment.data, settings.cache), settings)
     shared = shared_inputs(experiment, data)
 
     # 1. Pre-train; a base that already handled imbalance gets a head that does not (section 3.3).
