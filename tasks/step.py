@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -133,18 +134,23 @@ def perform_together(
             )
 
         works = [workspace(number, step) for number, step in enumerate(steps)]
+        started = time.monotonic()
         for number in type(steps[0]).run_together(steps, works):
-            yield _publish(steps[number], works[number])
+            yield _publish(steps[number], works[number], time.monotonic() - started)
+            started = time.monotonic()
 
 
-def _publish(step: Step, work: Workspace) -> Artifact:
+def _publish(step: Step, work: Workspace, seconds: float) -> Artifact:
+    """Publish what a step made. `seconds` are those since the one before it: of steps that are done at once, the first
+    has nearly all, and only their sum means anything.
+    """
     artifact = work.store.publish(
         step.address,
         work.output,
         config=step.identity(),
         parents=step.parents(),
         versions=versions(),
-        host={**host_facts(), "processes": work.processes},
+        host={**host_facts(), "processes": work.processes, "seconds": round(seconds, 3)},
         logs=(RECORDS,),
     )
     with suppress(StoreError):  # it is made; `btm store gc` clears away what is left
@@ -166,4 +172,11 @@ def host_facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None,
         "gpu": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "gpu_name": _gpu_name(),
     }
+
+
+def _gpu_name() -> str | None:
+    """Return the kind of GPU that this process uses, if it uses one."""
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch is not None and torch.cuda.is_initialized() else None
