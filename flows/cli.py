@@ -17,6 +17,7 @@ from flows.compare_command import compare
 from flows.deploy_command import deploy
 from flows.evaluate_command import evaluate
 from flows.import_checkpoint import import_checkpoint
+from flows.plan.commands import plan
 from flows.promote_command import promote, register
 from flows.stack.commands import down, status, up
 from flows.store.commands import store_app
@@ -49,7 +50,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 ABLATION_NAMES = ("merging", "subsets", "training", "gml", "models", "interpolation")
 
 app.command(name="import-checkpoint")(import_checkpoint)
-for _command in (evaluate, compare, register, promote, up, down, status, deploy):
+for _command in (plan, evaluate, compare, register, promote, up, down, status, deploy):
     app.command()(_command)
 app.add_typer(store_app, name="store")
 

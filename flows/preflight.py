@@ -17,18 +17,21 @@ ANSWER_SECONDS = 30.0
 """A store that does not answer for so long at the start was probably never there."""
 
 
-def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> Catalog:
+def preflight(config: ExperimentConfig, settings: RuntimeSettings, *, writing: bool = True) -> Catalog:
     """Find what is wrong with data, checkpoint, device and store before a server is started or a network trained.
 
-    Returns what was found of the data.
+    Returns what was found of the data. Without `writing`, no folder is made, and the store is only looked at.
     """
-    try:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None
     if settings.store_url.startswith("memory:"):
         raise ConfigError("a memory:// store is seen by one process, and stages run in others: choose another store")
-    Store(settings.store_url).within(ANSWER_SECONDS).check_writable()
+    store = Store(settings.store_url).within(ANSWER_SECONDS)
+    if writing:
+        _make_home(settings)
+        store.check_writable()
+    else:
+        if settings.home.exists() and not settings.home.is_dir():
+            raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: it is a file")
+        store.check_there()
     here = settings.engine == "local"  # elsewhere, GPUs are the cluster's to have
     if here and settings.gpus and settings.gpus > visible_gpus():
         raise ConfigError(f"BTM_GPUS asks for {settings.gpus} GPUs, {visible_gpus()} can be seen here; lower it")
@@ -55,3 +58,10 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings) -> Catalog:
         load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
         check_classes(path, catalog.class_names)
     return catalog
+
+
+def _make_home(settings: RuntimeSettings) -> None:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None

@@ -23,20 +23,29 @@ if TYPE_CHECKING:
     from btm_core.data.dataset import Dataset, LabelledImages
     from btm_core.data.reader import Tell
 
-__all__ = ["PrepareData", "bring_near", "fingerprint", "group_counts", "load_dataset", "prepare_data", "scan_ahead"]
+__all__ = [
+    "PrepareData",
+    "bring_near",
+    "fingerprint",
+    "group_counts",
+    "load_dataset",
+    "prepare_data",
+    "scan_ahead",
+    "unread_images",
+]
 
 DESCRIPTION, LABELS, PIXELS, DIGESTS = "dataset.json", "labels.safetensors", "pixels.safetensors", "digests.safetensors"
 
 
-def image_digests(catalog: "Catalog", cache: Path | None, tell: "Tell") -> dict[str, list[str]]:
-    """Return the sha256 of each image file of each split that has files.
+def image_digests(catalog: "Catalog", cache: Path | None, tell: "Tell", *, keep: bool = True) -> dict[str, list[str]]:
+    """Return the sha256 of each image file of each split that has files; `keep`: note in the cache what was read.
 
     Raises DataError if an image file is in two splits, under whatever name.
     """
     from btm_core.data.files import content_digests
 
     digests = {
-        split.name: content_digests(catalog.root or "", split.paths, cache, tell)
+        split.name: content_digests(catalog.root or "", split.paths, cache, tell, keep=keep)
         for split in catalog.splits
         if split.paths is not None
     }
@@ -53,6 +62,14 @@ def image_digests(catalog: "Catalog", cache: Path | None, tell: "Tell") -> dict[
             f"one:\n{some_of(shared)}"
         )
     return digests
+
+
+def unread_images(catalog: "Catalog", cache: Path | None) -> dict[str, int]:
+    """Return the image files that `prepare_data` would have to read to know what they hold, and their sizes (bytes)."""
+    from btm_core.data.files import unread_files
+
+    paths = [path for split in catalog.splits for path in split.paths or ()]
+    return unread_files(catalog.root or "", paths, cache) if paths else {}
 
 
 def fingerprint(catalog: "Catalog", digests: dict[str, list[str]]) -> dict[str, str]:
@@ -81,16 +98,20 @@ def scan_ahead(config: DataConfig) -> "Catalog":
     return catalog
 
 
-def prepare_data(name: str, config: DataConfig, cache: Path | None, catalog: "Catalog | None" = None) -> "PrepareData":
+def prepare_data(
+    name: str, config: DataConfig, cache: Path | None, catalog: "Catalog | None" = None, *, keep: bool = True
+) -> "PrepareData":
     """Scan a data set, check it, and return the step that makes its artifact. Raises DataError.
 
-    `cache` is where digests of image files are kept, which then need not be read again; `catalog` is what a scan found.
+    `cache` is where digests of image files are kept, which then need not be read again, if those read now are to be
+    kept; `catalog` is what a scan found.
     """
     from btm_core.data import scan
 
     catalog = catalog or _ahead.pop(config, None) or scan(config)
     view = config.input
-    hashes = fingerprint(catalog, image_digests(catalog, cache, telling(publish, f"data/{config.format}")))
+    tell = telling(publish, f"data/{config.format}")
+    hashes = fingerprint(catalog, image_digests(catalog, cache, tell, keep=keep))
     held: dict[str, Any] = {"classes": catalog.class_names, "splits": hashes}
     if catalog.carved:  # the same splits, given as files, have other groups
         held["carved"] = True

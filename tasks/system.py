@@ -9,11 +9,12 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-__all__ = ["SystemMonitor", "available_memory"]
+__all__ = ["Gpu", "SystemMonitor", "available_memory", "gpus"]
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,32 @@ def available_memory() -> int:
     return free
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU that this process may use: its name, and its memory in bytes."""
+
+    name: str
+    memory: int
+    free: int
+
+
+def gpus() -> list[Gpu]:
+    """Return the NVIDIA GPUs that this process may use, as the driver tells; none without a driver."""
+    found = []
+    for handle in _gpu_handles():
+        import pynvml
+
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        found.append(Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free)))
+    return found
+
+
 def gpu_readers() -> list[Callable[[], Figures]]:
     """Return a function for each NVIDIA GPU that CUDA_VISIBLE_DEVICES leaves to this process; none without a driver."""
+    return [_gpu_reader(handle) for handle in _gpu_handles()]
+
+
+def _gpu_handles() -> list[object]:
     try:
         import pynvml
 
@@ -87,21 +112,22 @@ def gpu_readers() -> list[Callable[[], Figures]]:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [str(i) for i in range(count)] if visible is None else [name.strip() for name in visible.split(",")]
-    readers = []
+    handles = []
     for name in filter(None, names):
         try:
             by_number = name.isdigit()
-            handle = (
+            handles.append(
                 pynvml.nvmlDeviceGetHandleByIndex(int(name)) if by_number else pynvml.nvmlDeviceGetHandleByUUID(name)
             )
-            readers.append(_gpu_reader(handle, pynvml.nvmlDeviceGetIndex(handle)))
         except pynvml.NVMLError as error:
             log.warning("GPU %s cannot be watched: %s", name, error)
-    return readers
+    return handles
 
 
-def _gpu_reader(handle: object, index: int) -> Callable[[], Figures]:
+def _gpu_reader(handle: object) -> Callable[[], Figures]:
     import pynvml
+
+    index = pynvml.nvmlDeviceGetIndex(handle)
 
     def read() -> Figures:
         figures: Figures = {}

@@ -1,7 +1,14 @@
 """The configuration of an experiment, and how it is read."""
 
 from btm_core.config.data import DataConfig, InputConfig
-from btm_core.config.loading import load_experiment, preset_names, preset_text, with_absolute_paths, with_overrides
+from btm_core.config.loading import (
+    load_experiment,
+    preset_behind,
+    preset_names,
+    preset_text,
+    with_absolute_paths,
+    with_overrides,
+)
 from btm_core.config.methods import Stage1Method
 from btm_core.config.promotion import PromotionRules
 from btm_core.config.schema import (
@@ -39,6 +46,7 @@ __all__ = [
     "TrainConfig",
     "canonical_digest",
     "load_experiment",
+    "preset_behind",
     "preset_names",
     "preset_text",
     "with_absolute_paths",

@@ -14,7 +14,7 @@ from btm_core.config.schema import ExperimentConfig
 from btm_core.errors import ConfigError
 from btm_core.urls import without_credentials
 
-__all__ = ["load_experiment", "preset_names", "preset_text", "with_absolute_paths", "with_overrides"]
+__all__ = ["load_experiment", "preset_behind", "preset_names", "preset_text", "with_absolute_paths", "with_overrides"]
 
 MAX_YAML = 1_000_000
 """Characters, and values: more than any configuration has."""
@@ -54,6 +54,15 @@ def load_experiment(preset_or_path: str | Path, overrides: Sequence[str] = ()) -
             f"{_shown(name)} is neither a preset nor a file: {hint}presets are {', '.join(preset_names())}"
         )
     return _validated(raw, overrides, name)
+
+
+def preset_behind(preset_or_path: str | Path) -> str | None:
+    """Return the preset that an experiment is, or starts from; None if it starts from the defaults."""
+    if str(preset_or_path) in preset_names():
+        return str(preset_or_path)
+    path = Path(preset_or_path)
+    base = _parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("preset")
+    return None if base is None else str(base)
 
 
 def with_overrides(experiment: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:

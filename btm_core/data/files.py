@@ -18,7 +18,16 @@ from btm_core.data.reader import ImageReader, Tell
 from btm_core.errors import DataError, StoreError, some_of
 from btm_core.storage import ask, open_filesystem
 
-__all__ = ["content_digests", "decode", "decode_image", "fit_square", "pack_files", "pack_pixels", "stat_files"]
+__all__ = [
+    "content_digests",
+    "decode",
+    "decode_image",
+    "fit_square",
+    "pack_files",
+    "pack_pixels",
+    "stat_files",
+    "unread_files",
+]
 
 THREADS = 16
 Stat = list[int | str] | None
@@ -69,27 +78,41 @@ def stat_files(root: str, paths: Sequence[str]) -> list[Stat]:
     return [known.get(path) for path in paths]
 
 
-def content_digests(root: str, paths: Sequence[str], cache_folder: Path | None, tell: Tell | None = None) -> list[str]:
+def _digest_cache(root: str, cache_folder: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """Return the file that keeps the digests of files below a root, and what it holds."""
+    if cache_folder is None:
+        return None, {}
+    cache_file = cache_folder / f"digests-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
+    try:
+        return cache_file, json.loads(cache_file.read_text())
+    except (OSError, ValueError):
+        return cache_file, {}
+
+
+def unread_files(root: str, paths: Sequence[str], cache_folder: Path | None) -> dict[str, int]:
+    """Return the files that `content_digests` would have to read, and the size of each in bytes."""
+    known = _digest_cache(root, cache_folder)[1]
+    stats = zip(paths, stat_files(root, paths), strict=True)
+    return {path: int(stat[0]) if stat else 0 for path, stat in stats if known.get(path, [None])[0] != stat or not stat}
+
+
+def content_digests(
+    root: str, paths: Sequence[str], cache_folder: Path | None, tell: Tell | None = None, *, keep: bool = True
+) -> list[str]:
     """Return the sha256 (hex) of each file's bytes; `tell` hears how fetching from a remote root goes.
 
-    With `cache_folder`, files whose size and version did not change since the last call are not read again.
+    With `cache_folder`, files whose size and version did not change since the last call are not read again; `keep`
+    says whether what is read now is noted there.
     """
     stats = stat_files(root, paths)
-    cache_file = None
-    known: dict[str, Any] = {}
-    if cache_folder is not None:
-        cache_file = cache_folder / f"digests-{hashlib.sha256(root.encode()).hexdigest()[:16]}.json"
-        try:
-            known = json.loads(cache_file.read_text())
-        except (OSError, ValueError):
-            known = {}
+    cache_file, known = _digest_cache(root, cache_folder)
     stat_of = dict(zip(paths, stats, strict=True))
     stale = [path for path, stat in stat_of.items() if stat is None or known.get(path, [None])[0] != stat]
     try:
         for path, digest in zip(stale, ImageReader(root).digests(stale, tell), strict=True):
             known[path] = [stat_of[path], digest]
     finally:  # what was read before something went wrong need not be read again
-        if stale and cache_file is not None:
+        if stale and cache_file is not None and keep:
             cache_file.parent.mkdir(parents=True, exist_ok=True)
             partial = cache_file.with_suffix(f".{os.getpid()}.part")
             partial.write_text(json.dumps(known))

@@ -51,6 +51,14 @@ class Files(ABC):
         """Raise StoreError if what the root is in must be there before anything is written, and is not."""
         return
 
+    def check_permission(self) -> None:
+        """Raise StoreError if nothing can be written here, as far as that can be told without trying."""
+        return
+
+    def free_bytes(self) -> int | None:
+        """Return the bytes that are free here; None if there is no saying."""
+        return None
+
     @abstractmethod
     def read(self, path: str) -> tuple[bytes, str] | None:
         """Return a file's bytes and version, None if there is no file."""

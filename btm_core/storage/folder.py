@@ -73,6 +73,18 @@ class Folder:
             reason = str(error).replace(f"/{probe}", "")
             raise type(error)(f"store {self.url} cannot be written: {reason}") from None
 
+    def check_there(self) -> None:
+        """Do what `check_writable` does as far as that goes without writing anything. Raises StoreError."""
+        try:
+            self._files.check_there()
+            self._files.check_permission()
+        except StoreError as error:
+            raise type(error)(f"store {self.url} cannot be written: {error}") from None
+
+    def free_bytes(self) -> int | None:
+        """Return how much may still be written here; None where nobody can tell, as in object storage."""
+        return self._files.free_bytes()
+
     def write(self, data: bytes, *parts: str) -> str:
         """Write bytes at a path below the folder, whole or not at all; returns its URL."""
         self._files.write("/".join(parts), data)

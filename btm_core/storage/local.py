@@ -40,6 +40,22 @@ class LocalFiles(Files):
     def _do(self, call: Callable[[], Result], path: str) -> Result:
         return retrying(call, str(self.at(path)), 0, remote=False)
 
+    def check_permission(self) -> None:
+        """Raise StoreError if the folder, or the nearest that is there, is none or may not be written to."""
+        there = self._nearest()
+        if not there.is_dir():
+            raise StoreError(f"{there} is a file, not a folder; choose another with --store")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StoreError(f"{there} may not be written to; choose another with --store")
+
+    def free_bytes(self) -> int | None:
+        """Return the bytes that are free on the disk."""
+        return shutil.disk_usage(self._nearest()).free
+
+    def _nearest(self) -> Path:
+        """Return the root, or what there is of the folders above it."""
+        return next(path for path in (self.root, *self.root.parents) if path.exists())
+
     def read(self, path: str) -> tuple[bytes, str] | None:
         """Return a file's bytes and version, None if there is no file."""
         try:

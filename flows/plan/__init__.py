@@ -1,0 +1,1 @@
+"""`btm plan`: what a run will do, before any of it is done."""

@@ -1,0 +1,68 @@
+"""`btm plan`: what a run will do. It starts no server, trains nothing, and writes nothing into the store."""
+
+import json
+import shlex
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.settings import RuntimeSettings
+
+__all__ = ["plan"]
+
+
+def plan(
+    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration.")
+    ] = None,
+    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Where stages run: local, ray or workpool.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Fine-tunes at a time; default: GPUs, or cores.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Measure a few steps of the real network, where no past run tells.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+) -> None:
+    """Tell what `btm run` would do: what is trained, what the store has, time, storage, and what looks odd."""
+    from flows.printing import as_typed
+    from flows.start import log_to_stderr, settings_of
+
+    log_to_stderr(verbose=False)
+    flags = {"store": store, "engine": engine, "workers": workers, "device": device}
+    document = _planned(experiment, overrides or [], settings_of(flags), probe)
+    if as_json:
+        print(json.dumps(document, indent=1))
+        return
+    from flows.plan.printing import print_plan
+
+    options = [*(f"--set={override}" for override in overrides or ())]
+    options += [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    print_plan(document, shlex.join([as_typed("btm"), "run", experiment, *options]))
+
+
+def _planned(experiment: str, overrides: list[str], settings: "RuntimeSettings", probe: bool) -> dict[str, Any]:
+    from btm_core.config import load_experiment, preset_behind, with_absolute_paths
+    from btm_core.storage import Store
+    from flows.environment import prepare_prefect
+    from flows.preflight import preflight
+    from flows.start import results_alone_on_stdout
+    from tasks.past import Past
+
+    config = load_experiment(experiment, overrides)
+    preset = preset_behind(experiment)
+    base = None if preset is None else load_experiment(preset)
+    with results_alone_on_stdout(), tempfile.TemporaryDirectory(prefix="btm-") as folder:
+        catalog = preflight(config, settings, writing=False)
+        if settings.engine != "local":
+            config = with_absolute_paths(config)
+        prepare_prefect(Path(folder))  # its import makes its folder
+        from flows.plan.document import plan_document
+        from flows.plan.walk import walk
+
+        past = Past(Store(settings.store_url))
+        return plan_document(config, settings, catalog, walk(config, settings, catalog), past.of, base)

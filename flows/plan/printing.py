@@ -1,0 +1,148 @@
+"""A plan on one screen."""
+
+from typing import Any
+
+__all__ = ["print_plan"]
+
+
+def print_plan(plan: dict[str, Any], command: str) -> None:
+    """Print a plan; `command` is what runs it."""
+    _print_data(plan)
+    print()
+    if not plan["known"]:
+        unread = plan["unread"]
+        print(
+            f"What the store holds of this is not known: {unread['files']:,} images ({_size(unread['bytes'])}) were "
+            "never read on this machine,\nand what is made of them goes by their content. A run reads them first."
+        )
+    elif not plan["to_make"]:
+        print("Nothing would be trained, and nothing made: all of it is in the store.")
+    elif not plan["to_train"]:
+        made = ", ".join(plan["to_make"])
+        print(f"Nothing would be trained: every model is in the store. What would be made: {made}.")
+    _print_stages(plan)
+    _print_time(plan)
+    _print_storage(plan)
+    for warning in plan["warnings"]:
+        print(f"\nWarning: {warning['key']}: {warning['found']}.\n         {warning['todo']}.")
+    print(f"\nWhat to type next:\n  {command}")
+
+
+def _print_data(plan: dict[str, Any]) -> None:
+    data, network, subsets = plan["data"], plan["network"], plan["subsets"]
+    tail = data["profile"]
+    splits = ", ".join(f"{count:,} {name}" for name, count in data["splits"].items())
+    print(f"{plan['name']}, seed {plan['seed']}")
+    print(
+        f"Data      {splits} images in {tail['classes']:,} classes; {tail['largest']:,}..{tail['smallest']:,} a class "
+        f"(imbalance factor {tail['imbalance_factor']:.0f}); {tail['many']:,} many, {tail['medium']:,} medium, "
+        f"{tail['few']:,} few"
+    )
+    print(
+        f"Network   {network['backbone']}, {network['precision']}, {data['size']} px: {network['parameters']:,} "
+        f"parameters, a checkpoint {_size(network['checkpoint_bytes'])}"
+    )
+    how = "given by lists" if subsets["listed"] else f"{subsets['shots']} shots"
+    print(f"Subsets   {subsets['num_subsets']} of {subsets['images']:,} images each ({how})")
+    if subsets["short_classes"]:
+        worst = ", ".join(f"{row['class']} ({row['images']:,})" for row in subsets["worst"])
+        more = ", ..." if subsets["short_classes"] > len(subsets["worst"]) else ""
+        print(f"          {subsets['short_classes']:,} classes have fewer images than that: {worst}{more}")
+    print(f"Store     {plan['store']}")
+
+
+def _print_stages(plan: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    for heading in ("to do", "epochs", "batch", "opt. steps", "images", "time", "hours"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("where", no_wrap=True)
+    for row in plan["stages"]:
+        style = "dim" if not row["to_do"] else "bold" if row["trains"] else ""
+        table.add_row(row["stage"], *_cells(row, plan["known"]), style=style)
+    Console(width=max(100, Console().width)).print(table)
+    for row in plan["stages"]:
+        for item in row["items"]:
+            if item["epochs_done"]:
+                print(f"{row['stage']} {item['name']} goes on after epoch {item['epochs_done']} of {item['epochs']}.")
+
+
+def _cells(row: dict[str, Any], known: bool) -> list[str]:
+    """Return what a stage's row shows after its name."""
+    if not row["to_do"]:
+        return ["cached", *[""] * 7]
+    shown = [row["epochs"], row["batch_size"], row["optimizer_steps"] or None, row["images"] or None]
+    to_do = f"{row['to_do']:,}" if not row["found"] else f"{row['to_do']:,} of {row['steps']:,}"
+    packs = f", packs of {row['packs']}" if row["packs"] > 1 else ""
+    hours = "" if row["seconds"] is None or not row["hours"] else f"{row['hours']:.2g}"
+    times = ["" if row["seconds"] is None else _duration(row["wall_seconds"]), hours]
+    return [to_do if known else "?", *("" if n is None else f"{n:,}" for n in shown), *times, row["where"] + packs]
+
+
+def _print_time(plan: dict[str, Any]) -> None:
+    if not plan["to_make"]:
+        return
+    time = plan["time"]
+    asked = [row for row in plan["stages"] if row["to_do"]]
+    if time["wall_seconds"] is not None:
+        hours = [f"{time[unit]:.2g} {unit.replace('_', '-').replace('gpu', 'GPU').replace('cpu', 'CPU')}"
+                 for unit in ("gpu_hours", "cpu_hours") if time[unit]]  # fmt: skip
+        without = f"; {' and '.join(time['missing'])} not counted" if time["missing"] else ""
+        print(
+            f"Time      about {_duration(time['wall_seconds'])} of work ({' and '.join(hours)}){without}; by past runs:"
+        )
+    else:
+        lacking = ", ".join(row["stage"] for row in asked if row["seconds"] is None and row["trains"])
+        print(
+            f"Time      not known: nothing like {lacking or 'this'} was measured before in this store. "
+            "--probe measures a few steps now."
+        )
+    for row in asked:
+        if row["estimate"] is not None:
+            print(f"          {row['stage']}: {_source(row['estimate'])}")
+
+
+def _source(estimate: dict[str, Any]) -> str:
+    """Return in words where an estimate comes from."""
+    rate, sources = estimate["images_per_second"], estimate["sources"]
+    spread = ""
+    if len(sources) > 1:
+        spread = f" ({estimate['slowest']:,.0f} to {estimate['fastest']:,.0f})"
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    differs = f"; with another {', '.join(estimate['differs'])}" if estimate["differs"] else ""
+    return f"{rate:,.0f} images/s{spread} by {sources[0]}{more}{differs}"
+
+
+def _print_storage(plan: dict[str, Any]) -> None:
+    storage = plan["storage"]
+    if not storage["adds_bytes"]:
+        return
+    free = "free space not known" if storage["free_bytes"] is None else f"{_size(storage['free_bytes'])} free"
+    parts = [f"{storage['models']} checkpoints {_size(storage['models_bytes'])}"]
+    for key, label in (("data_bytes", "data"), ("subsets_bytes", "subsets"), ("evaluations_bytes", "predictions")):
+        parts += [f"{label} {_size(storage[key])}"] if storage[key] else []
+    states = storage["while_training_bytes"]
+    extra = f"; up to {_size(states)} more while it trains, to go on from" if states else ""
+    print(f"Storage   adds {_size(storage['adds_bytes'])} ({', '.join(parts)}){extra}; {free}")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
