@@ -1,6 +1,7 @@
 """`btm plan`: what a run will do. It starts no server, trains nothing, and writes nothing into the store."""
 
 import json
+import os
 import shlex
 import tempfile
 from pathlib import Path
@@ -61,8 +62,10 @@ def _planned(experiment: str, overrides: list[str], settings: "RuntimeSettings",
         if settings.engine != "local":
             config = with_absolute_paths(config)
         prepare_prefect(Path(folder))  # its import makes its folder
+        os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # nothing is a flow run here
         from flows.plan.document import plan_document
         from flows.plan.walk import walk
 
         past = Past(Store(settings.store_url))
-        return plan_document(config, settings, catalog, walk(config, settings, catalog), past.of, base)
+        found = walk(config, settings, catalog)
+        return plan_document(config, settings, catalog, found, past.of, base, probing=probe)

@@ -10,7 +10,7 @@ from btm_core.data.long_tail import class_counts, profile
 from btm_core.planning import Measurement, cautions, network_size
 from btm_core.sampling import shortfall
 from btm_core.storage import Store
-from flows.plan.timing import Timing, place_of
+from flows.plan.timing import Timing, place_of, probe
 from flows.plan.walk import Planned, Walk
 from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
@@ -35,10 +35,22 @@ def plan_document(
     walk: Walk,
     past: Past,
     base: ExperimentConfig | None,
+    *,
+    probing: bool = False,
 ) -> dict[str, Any]:
-    """Return the plan. `past` gives what was measured of a stage, newest first; `base` is the preset behind it all."""
+    """Return the plan. `past` gives what was measured of a stage, newest first; `base` is the preset behind it all.
+
+    With `probing`, stages of whose like nothing was measured are measured now.
+    """
     store = Store(settings.store_url)
     timing = Timing(experiment, settings, catalog, walk, past)
+    if probing:
+        now = probe(timing, experiment, settings, walk)
+
+        def measured(stage: str) -> list[Measurement]:
+            return [*(one for one in now if one.conditions.stage == stage), *past(stage)]
+
+        timing = Timing(experiment, settings, catalog, walk, measured)
     size = network_size(experiment.model.backbone, catalog.num_classes, experiment.data.input.channels)
     stages = [_stage(name, own, timing, settings) for name in STAGES if (own := walk.steps(name))]
     storage = _storage(experiment, settings, catalog, walk, timing, size.parameters, size.checkpoint_bytes)

@@ -89,8 +89,9 @@ def _print_time(plan: dict[str, Any]) -> None:
     time = plan["time"]
     asked = [row for row in plan["stages"] if row["to_do"]]
     if time["wall_seconds"] is not None:
-        hours = [f"{time[unit]:.2g} {unit.replace('_', '-').replace('gpu', 'GPU').replace('cpu', 'CPU')}"
-                 for unit in ("gpu_hours", "cpu_hours") if time[unit]]  # fmt: skip
+        units = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+        units = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+        hours = [f"{time[key]:.2g} {unit}" for key, unit in units.items() if time[key]]
         without = f"; {' and '.join(time['missing'])} not counted" if time["missing"] else ""
         print(
             f"Time      about {_duration(time['wall_seconds'])} of work ({' and '.join(hours)}){without}; by past runs:"

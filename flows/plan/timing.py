@@ -1,5 +1,6 @@
 """Where each step would run, how much it has to do there, and how long that takes by what was measured before."""
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from btm_core.config import ExperimentConfig
 from btm_core.data.catalog import Catalog
+from btm_core.errors import ConfigError
 from btm_core.planning import (
     Conditions,
     Measurement,
@@ -27,13 +29,17 @@ from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
 from tasks.finetune import Finetune
 from tasks.post_train import PostTrain
-from tasks.pretrain import Pretrain, RetrainHead
+from tasks.pretrain import ImportStage1, Pretrain, RetrainHead
+from tasks.probe import Probe, probed
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.system import gpus
 
-__all__ = ["Place", "Timing", "place_of"]
+__all__ = ["Place", "Timing", "place_of", "probe"]
 
+log = logging.getLogger("tasks.plan")
+
+PROBED = ("pretrain", "fc", "finetune", "post_train", "evaluate")
 TIMED = ("data", "pretrain", "fc", "finetune", "post_train", "evaluate")
 """Stages whose time goes with images; to sample and to merge takes seconds, and is not estimated."""
 
@@ -98,6 +104,12 @@ class Timing:
         from btm_core.storage import read_bytes
 
         return round(sum(len(read_bytes(url).split(b"\n")) - 1 for url in lists) / len(lists))
+
+    @cached_property
+    def train_counts(self) -> list[int]:
+        """Training images of each class."""
+        counts: list[int] = self._catalog.train_counts.tolist()
+        return counts
 
     def workload(self, step: Step) -> Workload | None:
         """Return what a step has to do; None if that does not go with images."""
@@ -171,3 +183,41 @@ class Timing:
                     return None
                 total += makespan(sorted(packs.values(), reverse=True), workers or 1)
         return total
+
+
+def probe(timing: Timing, experiment: ExperimentConfig, settings: RuntimeSettings, walk: Walk) -> list[Measurement]:
+    """Measure, on this machine, the stages that are to be done and of whose like nothing was measured yet.
+
+    Raises ConfigError where the stages run elsewhere.
+    """
+    if settings.engine != "local":
+        raise ConfigError(
+            f"--probe measures on this machine, and engine {settings.engine} runs on others; leave it out: the first "
+            "run there tells how long the next ones take"
+        )
+    lacking: dict[str, Step] = {}
+    for one in walk.planned:
+        if one.state != "found" and one.step.stage in PROBED and timing.rate(one.step) is None:
+            lacking.setdefault(one.step.stage, one.step)
+    lacking = {stage: step for stage, step in lacking.items() if not isinstance(step, ImportStage1)}
+    if not lacking:
+        return []
+    log.info("measuring a few steps of %s", ", ".join(lacking))
+    configs = {stage: getattr(experiment, stage) for stage in lacking if stage != "evaluate"}
+    found = probed(
+        Probe(
+            view=experiment.data.input,
+            model=experiment.model,
+            train_counts=tuple(timing.train_counts),
+            evaluate=experiment.evaluation.precision if "evaluate" in lacking else None,
+            threads={stage: max(1, int(place_of(step, settings).devices)) for stage, step in lacking.items()},
+            **configs,
+        ),
+        settings,
+    )
+    measured = []
+    for stage, told in found.items():
+        source = f"a probe of {told['steps']:.0f} steps of {told['batch_size']:.0f} images of noise, one at a time"
+        wanted = replace(timing.conditions(lacking[stage]), processes=1)
+        measured.append(Measurement(wanted, int(told["images"]), told["seconds"], source))
+    return measured

@@ -10,12 +10,13 @@ from tasks.finetune import Finetune
 from tasks.merge import ChosenMerge, Merge
 from tasks.post_train import PostTrain
 from tasks.pretrain import Pretrain, RetrainHead
+from tasks.probe import Probe
 from tasks.step import Step
 
 __all__ = ["Work", "steps_from_json", "steps_to_json"]
 
 Work = Annotated[
-    Pretrain | RetrainHead | Finetune | Merge | ChosenMerge | PostTrain | Evaluate,
+    Pretrain | RetrainHead | Finetune | Merge | ChosenMerge | PostTrain | Evaluate | Probe,
     Field(discriminator="kind"),
 ]
 _STEPS: TypeAdapter[list[Work]] = TypeAdapter(list[Work])

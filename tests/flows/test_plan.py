@@ -1,0 +1,259 @@
+"""`btm plan`: it says what a run would do, does none of it, and writes nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import FAST, Btm, small_experiment, write_digits, write_lists
+
+from btm_core.config import ExperimentConfig, load_experiment
+from btm_core.data import scan
+from btm_core.data.catalog import Catalog, Split
+from btm_core.storage import Manifest
+from flows.plan import walk as walking
+from flows.plan.document import plan_document
+from flows.plan.timing import place_of
+from flows.plan.walk import walk
+from tasks.past import Past, epochs_done
+from tasks.settings import RuntimeSettings
+
+Listing = dict[str, tuple[int, int]]
+TRAINED = ["pretrain", "finetune", "post_train"]
+
+
+def nothing_measured(stage: str) -> list[Any]:
+    return []
+
+
+def listing(folder: Path) -> Listing:
+    """Return size and time of modification of everything below a folder."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix != ".pyc"
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(undisturbed: tuple[Path, dict[str, object]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run in it, of this module's own."""
+    folder = tmp_path_factory.mktemp("plan") / "finished"
+    shutil.copytree(undisturbed[0], folder)
+    return folder
+
+
+Plan = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def plan(btm: Btm, finished: Path) -> Plan:
+    """Return what `btm plan digits-lt --json` says; whatever it says, it changes no file."""
+
+    def call(*arguments: str) -> dict[str, Any]:
+        before = listing(finished)
+        done = btm("plan", "digits-lt", "--json", *FAST, *arguments, cwd=finished)
+        assert done.returncode == 0, done.stderr
+        assert listing(finished) == before
+        document: dict[str, Any] = json.loads(done.stdout)
+        return document
+
+    return call
+
+
+def to_do(document: dict[str, Any]) -> dict[str, int]:
+    return {row["stage"]: row["to_do"] for row in document["stages"] if row["to_do"]}
+
+
+def test_after_a_run_nothing_would_be_trained(btm: Btm, finished: Path, plan: Plan) -> None:
+    document = plan()
+    assert document["to_make"] == document["to_train"] == []
+    assert document["time"]["wall_seconds"] == 0 and document["storage"]["adds_bytes"] == 0
+    shown = btm("plan", "digits-lt", *FAST, cwd=finished)
+    assert "Nothing would be trained" in shown.stdout
+    assert f"btm run digits-lt {FAST[0]}" in shown.stdout
+    narrow = max(len(line) for line in shown.stdout.splitlines() if "│" in line or line.startswith(" "))
+    assert narrow <= 200
+
+
+def test_only_what_follows_a_change_is_to_be_made(plan: Plan) -> None:
+    document = plan("--set=post_train.epochs=20")
+    assert to_do(document) == {"post_train": 2, "evaluate": 2}
+    [row] = [row for row in document["stages"] if row["stage"] == "post_train"]
+    assert (row["epochs"], row["batch_size"], row["optimizer_steps"]) == (20, 64, 2 * 20 * 7)
+    assert row["estimate"]["sources"][0].startswith("post_train/mislas-on-") and row["seconds"] > 0
+    assert document["time"]["cpu_hours"] > 0 and document["time"]["gpu_hours"] == 0
+    assert document["storage"]["models"] == 2
+
+
+def test_a_new_seed_makes_everything_but_the_data(plan: Plan) -> None:
+    document = plan("--set=seed=1")
+    assert document["to_train"] == TRAINED
+    expected = {"pretrain": 1, "sample": 3, "finetune": 3, "merge": 1, "post_train": 2, "evaluate": 7}
+    assert to_do(document) == expected
+    [finetune] = [row for row in document["stages"] if row["stage"] == "finetune"]
+    assert finetune["wall_seconds"] < finetune["seconds"] or place_of_one_worker()
+
+
+def place_of_one_worker() -> bool:
+    return len(RuntimeSettings().slots()) == 1
+
+
+def test_what_it_foretells_is_what_was_done(finished: Path, plan: Plan) -> None:
+    """Epochs, steps and images of a new run are those that the records of the finished one count."""
+    rows = {row["stage"]: row for row in plan("--set=seed=1")["stages"]}
+    store = finished / ".btm" / "store" / "artifacts"
+    for stage in TRAINED:
+        epochs = [json.loads(line) for path in (store / stage).rglob("records.jsonl") for line in path.open()]
+        assert rows[stage]["images"] == sum(epoch["images"] for epoch in epochs)
+        assert rows[stage]["epochs"] == epochs[0]["epochs"]
+    sizes = [path.stat().st_size for path in store.rglob("model.safetensors")]
+    foretold = plan("--set=seed=1")["storage"]
+    assert foretold["models"] == len(sizes)
+    assert foretold["models_bytes"] == pytest.approx(sum(sizes), rel=0.05)
+
+
+def test_the_screen_tells_all_of_it(btm: Btm, finished: Path) -> None:
+    done = btm("plan", "digits-lt", *FAST, "--set=seed=1", "--set=finetune.batch_size=128", cwd=finished)
+    assert done.returncode == 0
+    for part in (
+        "329 train, 600 test images in 10 classes",
+        "small_cnn, float32, 8 px: 56,554 parameters",
+        "4 classes have fewer images than that: 9 (2)",
+        "images/s",
+        "free",
+        "Warning: sampling.shots: 4 of 10 classes",
+        "Warning: finetune.batch_size: a batch is to hold 128 images, a balanced subset holds 78",
+        "Warning: finetune.batch_size: it is 128 in place of 32",
+        "What to type next:",
+    ):
+        assert part in done.stdout, part
+
+
+def test_an_empty_folder_stays_empty(btm: Btm, tmp_path: Path) -> None:
+    done = btm("plan", "digits-lt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not known: nothing like pretrain, finetune, post_train was measured" in done.stdout
+    assert "--probe" in done.stdout and "in store" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_measures_what_was_never_run(btm: Btm, tmp_path: Path) -> None:
+    done = btm("plan", "digits-lt", "--probe", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    for row in document["stages"]:
+        if row["stage"] in (*TRAINED, "evaluate"):
+            assert row["estimate"]["sources"][0].startswith("a probe of ") and row["seconds"] > 0
+    assert document["time"]["wall_seconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["digits-lt", "--set=pretrain.epoch=3"], "did you mean 'pretrain.epochs'?"),
+        (["digits-lt", "--device=cuda"], "no NVIDIA GPU is visible"),
+        (["digits-lt", "--store=own.yaml/store"], "store"),
+        (["digits-lt", "--engine=ray", "--probe"], "leave it out"),
+        (["own.yaml"], "unknown.txt"),
+    ],
+)
+def test_bad_input_is_one_clear_error(btm: Btm, tmp_path: Path, arguments: list[str], part: str) -> None:
+    (tmp_path / "own.yaml").write_text("data: {format: list, root: ., train: unknown.txt, test: unknown.txt}\n")
+    done = btm("plan", *arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert part in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+def test_training_under_way_goes_on(finished: Path, tmp_path: Path) -> None:
+    """A state as a worker saves it, at the address of a stage whose artifact is gone."""
+    from safetensors.numpy import save_file
+
+    store = tmp_path / "store"
+    shutil.copytree(finished / ".btm" / "store", store)
+    [folder] = (store / "artifacts" / "pretrain").iterdir()
+    shutil.rmtree(folder)
+    state = store / "partial" / "pretrain" / folder.name / "state.safetensors"
+    state.parent.mkdir(parents=True)
+    save_file({"epoch": np.array(4)}, state, {"records": json.dumps([{}] * 4)})
+    config = load_experiment("digits-lt", [flag.removeprefix("--set=") for flag in FAST])
+    settings = RuntimeSettings(home=tmp_path, store=str(store))
+    catalog = scan(config.data)
+    found = walk(config, settings, catalog)
+    assert [(one.state, one.epochs_done) for one in found.steps("pretrain")] == [("to do", 4)]
+    # Who follows is not looked for: its address is made of a digest that is not there yet.
+    assert all(one.state == "to do" for stage in ("finetune", "merge", "evaluate") for one in found.steps(stage))
+    document = plan_document(config, settings, catalog, found, Past(walking.Store(str(store))).of, None)
+    [row] = [row for row in document["stages"] if row["stage"] == "pretrain"]
+    assert (row["images"], row["optimizer_steps"]) == (2 * 329, 2 * 6)
+    state.write_bytes(b"half")
+    assert epochs_done(walking.Store(str(store)), f"pretrain/{folder.name}") == 0
+
+
+def files_experiment(tmp_path: Path) -> tuple[ExperimentConfig, Catalog]:
+    root = write_digits(tmp_path / "images")
+    write_lists(root)
+    raw = small_experiment(format="list", root=str(root), train="train.txt", test="test.txt")
+    config = ExperimentConfig.model_validate(raw)
+    return config, scan(config.data)
+
+
+def test_images_that_are_too_many_to_read_are_not_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, catalog = files_experiment(tmp_path)
+    settings = RuntimeSettings(home=tmp_path / ".btm")
+    few = walk(config, settings, catalog)
+    assert not few.unread and {one.state for one in few.planned} == {"to do"}
+    assert not (tmp_path / ".btm").exists()
+    monkeypatch.setattr(walking, "READ_BYTES", 100)
+    monkeypatch.setattr("btm_core.data.files.ImageReader", None)  # nothing is read
+    many = walk(config, settings, catalog)
+    assert len(many.unread) == len(catalog.train) + len(catalog.test)
+    assert {one.state for one in many.planned} == {"unknown"}
+    document = plan_document(config, settings, catalog, many, nothing_measured, None)
+    assert not document["known"] and document["unread"]["files"] == len(many.unread)
+
+
+def test_thousands_of_classes(tmp_path: Path) -> None:
+    """As many labels and classes as iNaturalist 2018, 200 subsets."""
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(8142), rng.integers(0, 8142, 437_513 - 8142)])
+    splits = [Split(name, y, pixels=np.zeros((len(y), 1, 1, 1), np.uint8)) for name, y in
+              (("train", labels), ("test", np.arange(8142)))]  # fmt: skip
+    catalog = Catalog(tuple(map(str, range(8142))), *splits)
+    config = load_experiment("digits-lt", ["sampling.num_subsets=200", "model.backbone=small_cnn"])
+    settings = RuntimeSettings(home=tmp_path, workers=4)
+    document = plan_document(config, settings, catalog, walk(config, settings, catalog), nothing_measured, None)
+    rows = {row["stage"]: row for row in document["stages"]}
+    assert rows["finetune"]["to_do"] == 200 and rows["evaluate"]["to_do"] == 204
+    assert "sampling.num_subsets" in [warning["key"] for warning in document["warnings"]]
+    assert len(document["subsets"]["worst"]) <= 5
+
+
+def test_where_steps_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_experiment("cifar100-lt")
+    labels = np.repeat(np.arange(100), 12)
+    split = Split("train", labels, pixels=np.zeros((1200, 3, 1, 1), np.uint8))
+    catalog = Catalog(tuple(map(str, range(100))), split, split)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    settings = RuntimeSettings(home=tmp_path)
+    found = walk(config, settings, catalog)
+    [first, *_] = finetunes = found.steps("finetune")
+    assert place_of(first.step, settings).text == "2 x GPU" and place_of(first.step, settings).workers == 2
+    assert len({one.pack for one in finetunes}) == 2  # of five: small networks are packed on GPUs
+    elsewhere = place_of(first.step, settings.model_copy(update={"engine": "workpool"}))
+    assert (elsewhere.text, elsewhere.device, elsewhere.workers) == ("work pool btm", None, None)
+
+
+def test_manifests_tell_how_long_a_step_took(finished: Path) -> None:
+    manifests = [Manifest.model_validate_json(path.read_text()) for path in finished.rglob("manifest.json")]
+    assert manifests and all(manifest.host["seconds"] >= 0 for manifest in manifests)
+    past = Past(walking.Store(str(finished / ".btm" / "store")))
+    [evaluation] = past.of("evaluate")
+    assert evaluation.images == 7 * 600 and evaluation.conditions.backbone == "small_cnn"
+    [data] = past.of("data")
+    assert data.images == 929
