@@ -15,6 +15,7 @@ from btm_core.errors import BTMError
 from btm_core.urls import without_credentials
 from flows.compare_command import compare
 from flows.deploy_command import deploy
+from flows.doctor.commands import doctor
 from flows.evaluate_command import evaluate
 from flows.import_checkpoint import import_checkpoint
 from flows.plan.commands import plan
@@ -50,7 +51,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's o
 ABLATION_NAMES = ("merging", "subsets", "training", "gml", "models", "interpolation")
 
 app.command(name="import-checkpoint")(import_checkpoint)
-for _command in (plan, evaluate, compare, register, promote, up, down, status, deploy):
+for _command in (plan, evaluate, compare, register, promote, up, down, status, deploy, doctor):
     app.command()(_command)
 app.add_typer(store_app, name="store")
 

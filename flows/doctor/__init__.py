@@ -1,0 +1,1 @@
+"""`btm doctor`: whether this machine and its settings can run BTM."""
