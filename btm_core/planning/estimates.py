@@ -51,8 +51,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds an image: pooled, and of the fastest and slowest measurement. `differs` names conditions that differ."""
+    """Seconds an image: pooled, and of the fastest and slowest measurement, under what conditions.
 
+    `differs` names those that are not as they were asked for.
+    """
+
+    conditions: Conditions
     seconds: float
     fastest: float
     slowest: float
@@ -106,7 +110,7 @@ def rate_of(wanted: Conditions, measured: Iterable[Measurement]) -> Rate | None:
     each = [one.seconds / one.images for one in best]
     pooled = sum(one.seconds for one in best) / sum(one.images for one in best)
     differs = tuple(name for name, differing in zip(BETTER_EQUAL, least, strict=True) if differing)
-    return Rate(pooled, min(each), max(each), tuple(one.source for one in best), differs)
+    return Rate(best[0].conditions, pooled, min(each), max(each), tuple(one.source for one in best), differs)
 
 
 def _differing(one: Conditions, wanted: Conditions, names: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ __all__ = ["Probed", "probe_evaluation", "probe_training"]
 SECONDS = 3.0
 """What one stage may take, about: twice half of it."""
 STEPS = 20
-TRIAL = 8
+TRIAL = 4
 """Images of the first steps, which tell how many there may be."""
 MEMORY = 256e6
 """Bytes of noise."""
@@ -111,7 +111,7 @@ def _trainer(
 def _measured(run: Callable[[int, int], tuple[int, float]], batch: int, view: InputConfig, name: str) -> Probed:
     """Run twice what fits into half of the time, by what a trial takes; the first time warms up."""
     try:
-        images, seconds = run(2 * min(TRIAL, batch), min(TRIAL, batch))
+        images, seconds = run(min(TRIAL, batch), min(TRIAL, batch))
         affordable = int(SECONDS / 2 * images / seconds)
         batch = max(2, min(batch, affordable))
         most = int(MEMORY / (view.channels * view.size**2))

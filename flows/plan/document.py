@@ -10,7 +10,7 @@ from btm_core.data.long_tail import class_counts, profile
 from btm_core.planning import Measurement, cautions, network_size
 from btm_core.sampling import shortfall
 from btm_core.storage import Store
-from flows.plan.timing import Timing, place_of, probe
+from flows.plan.timing import Place, Timing, place_of, probe
 from flows.plan.walk import Planned, Walk
 from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
@@ -124,7 +124,7 @@ def _stage(name: str, planned: Sequence[Planned], timing: Timing, settings: Runt
         "packs": _largest_pack(left) if name == "finetune" else 1,
         "items": [_item(one, timing) for one in planned],
     }
-    return row | _estimate(left, timing, place.device, place.devices)
+    return row | _estimate(left, timing, place)
 
 
 def _largest_pack(left: Sequence[Planned]) -> int:
@@ -143,17 +143,21 @@ def _item(one: Planned, timing: Timing) -> dict[str, Any]:
     }
 
 
-def _estimate(left: Sequence[Planned], timing: Timing, device: str | None, devices: float) -> dict[str, Any]:
+def _estimate(left: Sequence[Planned], timing: Timing, place: Place) -> dict[str, Any]:
     """Return how long a stage takes, and where that is known from; all of it None where it is not."""
-    rates = [timing.rate(one.step) for one in left]
+    nothing = {"seconds": 0.0, "hours": 0.0, "wall_seconds": 0.0, "device": place.device, "estimate": None}
     if not left:
-        return {"seconds": 0.0, "hours": 0.0, "wall_seconds": 0.0, "estimate": None, "device": device}
-    known = [rate for rate in rates if rate is not None]
-    if len(known) < len(left):
-        return {"seconds": None, "hours": None, "wall_seconds": None, "estimate": None, "device": device}
+        return nothing
+    rates = [rate for one in left if (rate := timing.rate(one.step)) is not None]
+    if len(rates) < len(left):
+        return nothing | dict.fromkeys(("seconds", "hours", "wall_seconds"))
     images = [timing.images_left(one) for one in left]
-    seconds = sum(rate.seconds * count for rate, count in zip(known, images, strict=True))
-    rate = known[0]
+    seconds = sum(rate.seconds * count for rate, count in zip(rates, images, strict=True))
+    rate = rates[0]
+    device, devices = place.device, place.devices
+    if device is None:  # the cluster's to choose: as where it was measured
+        device = rate.conditions.device
+        devices = (rate.conditions.threads or 1) if device == "cpu" else devices
     return {
         "seconds": seconds,
         "hours": seconds * devices / 3600,

@@ -78,7 +78,7 @@ def _cells(row: dict[str, Any], known: bool) -> list[str]:
     shown = [row["epochs"], row["batch_size"], row["optimizer_steps"] or None, row["images"] or None]
     to_do = f"{row['to_do']:,}" if not row["found"] else f"{row['to_do']:,} of {row['steps']:,}"
     packs = f", packs of {row['packs']}" if row["packs"] > 1 else ""
-    hours = "" if row["seconds"] is None or not row["hours"] else f"{row['hours']:.2g}"
+    hours = "" if row["seconds"] is None or not row["hours"] else _hours(row["hours"])
     times = ["" if row["seconds"] is None else _duration(row["wall_seconds"]), hours]
     return [to_do if known else "?", *("" if n is None else f"{n:,}" for n in shown), *times, row["where"] + packs]
 
@@ -88,20 +88,20 @@ def _print_time(plan: dict[str, Any]) -> None:
         return
     time = plan["time"]
     asked = [row for row in plan["stages"] if row["to_do"]]
-    if time["wall_seconds"] is not None:
-        units = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
-        units = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
-        hours = [f"{time[key]:.2g} {unit}" for key, unit in units.items() if time[key]]
-        without = f"; {' and '.join(time['missing'])} not counted" if time["missing"] else ""
-        print(
-            f"Time      about {_duration(time['wall_seconds'])} of work ({' and '.join(hours)}){without}; by past runs:"
-        )
+    lacking = [row["stage"] for row in asked if row["seconds"] is None and row["trains"]]
+    units = {"gpu_hours": "GPU-hours", "cpu_hours": "CPU-hours"}
+    hours = " and ".join(f"{_hours(time[key])} {unit}" for key, unit in units.items() if time[key])
+    without = f"; {', '.join(time['missing'])} not counted" if time["missing"] else ""
+    if lacking:
+        print(f"Time      not known: nothing like {', '.join(lacking)} was measured in this store before.")
+        if plan["engine"] == "local":
+            print("          --probe measures a few steps now.")
+    elif not hours:
+        print(f"Time      not known of {', '.join(time['missing'])}; nothing else is to be done.")
+    elif time["wall_seconds"] is None:
+        print(f"Time      {hours}{without}; from start to end it goes by the number of workers (--workers).")
     else:
-        lacking = ", ".join(row["stage"] for row in asked if row["seconds"] is None and row["trains"])
-        print(
-            f"Time      not known: nothing like {lacking or 'this'} was measured before in this store. "
-            "--probe measures a few steps now."
-        )
+        print(f"Time      about {_duration(time['wall_seconds'])} from start to end, {hours}{without}.")
     for row in asked:
         if row["estimate"] is not None:
             print(f"          {row['stage']}: {_source(row['estimate'])}")
@@ -109,13 +109,11 @@ def _print_time(plan: dict[str, Any]) -> None:
 
 def _source(estimate: dict[str, Any]) -> str:
     """Return in words where an estimate comes from."""
-    rate, sources = estimate["images_per_second"], estimate["sources"]
-    spread = ""
-    if len(sources) > 1:
-        spread = f" ({estimate['slowest']:,.0f} to {estimate['fastest']:,.0f})"
-    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    sources, several = estimate["sources"], len(estimate["sources"]) > 1
+    spread = f" ({_rate(estimate['slowest'])} to {_rate(estimate['fastest'])})" if several else ""
+    more = f" and {len(sources) - 1} more" if several else ""
     differs = f"; with another {', '.join(estimate['differs'])}" if estimate["differs"] else ""
-    return f"{rate:,.0f} images/s{spread} by {sources[0]}{more}{differs}"
+    return f"{_rate(estimate['images_per_second'])} images/s{spread} by {sources[0]}{more}{differs}"
 
 
 def _print_storage(plan: dict[str, Any]) -> None:
@@ -139,6 +137,14 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def _rate(images_per_second: float | None) -> str:
+    return "?" if images_per_second is None else f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+
+
 def _duration(seconds: float | None) -> str:
     if seconds is None:
         return "?"
@@ -146,4 +152,4 @@ def _duration(seconds: float | None) -> str:
         return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    return f"{_hours(seconds / 3600)} h"

@@ -217,7 +217,9 @@ def probe(timing: Timing, experiment: ExperimentConfig, settings: RuntimeSetting
     )
     measured = []
     for stage, told in found.items():
-        source = f"a probe of {told['steps']:.0f} steps of {told['batch_size']:.0f} images of noise, one at a time"
+        load, steps, batch = timing.workload(lacking[stage]), int(told["steps"]), int(told["batch_size"])
+        cut = f" (cut from {load.batch_size})" if load is not None and batch < load.batch_size else ""
+        source = f"a probe of {steps} step{'s' * (steps > 1)} of {batch} images{cut} of noise, one at a time"
         wanted = replace(timing.conditions(lacking[stage]), processes=1)
         measured.append(Measurement(wanted, int(told["images"]), told["seconds"], source))
     return measured

@@ -64,10 +64,12 @@ def walk(experiment: ExperimentConfig, settings: RuntimeSettings, catalog: Catal
         prepare = _not_read(experiment)
     else:
         prepare = prepare_data(experiment.name, experiment.data, settings.cache, catalog, keep=False)
-    lookup = _Lookup(Store(settings.store_url), "unknown" if too_much else "to do")
+    store = Store(settings.store_url)
+    unknown = too_much and any(True for _ in store.walk("artifacts", "data"))  # where there are no data, all is to do
+    lookup = _Lookup(store, "unknown" if unknown else "to do")
     with standing_in(lookup):
         everything(experiment, settings, prepare)
-    return Walk(lookup.planned, unread if too_much else {})
+    return Walk(lookup.planned, unread if unknown else {})
 
 
 def _not_read(experiment: ExperimentConfig) -> PrepareData:

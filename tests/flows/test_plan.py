@@ -183,6 +183,21 @@ def test_bad_input_is_one_clear_error(btm: Btm, tmp_path: Path, arguments: list[
     assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
 
 
+def test_a_cluster_s_time_goes_by_its_workers(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_experiment("digits-lt", [*FAST_VALUES, "seed=1"])
+    catalog = scan(config.data)
+    times = {}
+    for workers in (None, 1, 3):
+        settings = RuntimeSettings(home=finished / ".btm", engine="ray", workers=workers)
+        past = Past(Store(settings.store_url))
+        document = plan_document(config, settings, catalog, walk(config, settings, catalog), past.of, None)
+        times[workers] = document["time"]["wall_seconds"]
+        print_plan(document, "btm run digits-lt")
+        assert document["time"]["cpu_hours"] > 0  # where it was measured
+    assert times[None] is None and times[1] > times[3] > 0
+    assert "it goes by the number of workers (--workers)" in capsys.readouterr().out
+
+
 def test_a_probe_is_of_this_machine(tmp_path: Path) -> None:
     config = load_experiment("digits-lt")
     settings = RuntimeSettings(home=tmp_path, engine="ray")
@@ -233,6 +248,10 @@ def test_images_that_are_too_many_to_read_are_not_guessed(tmp_path: Path, monkey
     assert not (tmp_path / ".btm").exists()
     monkeypatch.setattr(walking, "READ_BYTES", 100)
     monkeypatch.setattr("btm_core.data.files.ImageReader", None)  # nothing is read
+    assert {one.state for one in walk(config, settings, catalog).planned} == {"to do"}  # the store is empty
+    folder = tmp_path / ".btm" / "store" / "artifacts" / "data" / "list-0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").touch()
     many = walk(config, settings, catalog)
     assert len(many.unread) == len(catalog.train) + len(catalog.test)
     assert {one.state for one in many.planned} == {"unknown"}
