@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -259,7 +260,9 @@ def mlflow(settings: RuntimeSettings) -> Check:
     try:
         mlflow_client(uri).search_experiments(max_results=1)
     except Exception as error:  # each kind of tracking store raises its own
-        words = without_credentials(str(error)).splitlines()[0].rpartition("(Caused by ")[2].rstrip(")")
+        words = without_credentials(str(error)).splitlines()[0]
+        cause = re.search(r"\[Errno[^\"')]*", words)  # the end of a long chain of who called whom
+        words = cause.group() if cause else words
         return Check("MLflow", "fail", f"{shown}: {words}", "start it, or correct MLFLOW_TRACKING_URI and its password")
     return Check("MLflow", "ok", f"{shown} answers")
 

@@ -10,7 +10,7 @@ from btm_core.data.long_tail import class_counts, profile
 from btm_core.planning import Measurement, cautions, network_size
 from btm_core.sampling import shortfall
 from btm_core.storage import Store
-from flows.plan.timing import Place, Timing, place_of, probe
+from flows.plan.timing import Place, Timing, probe
 from flows.plan.walk import Planned, Walk
 from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
@@ -52,7 +52,7 @@ def plan_document(
 
         timing = Timing(experiment, settings, catalog, walk, measured)
     size = network_size(experiment.model.backbone, catalog.num_classes, experiment.data.input.channels)
-    stages = [_stage(name, own, timing, settings) for name in STAGES if (own := walk.steps(name))]
+    stages = [_stage(name, own, timing) for name in STAGES if (own := walk.steps(name))]
     storage = _storage(experiment, settings, catalog, walk, timing, size.parameters, size.checkpoint_bytes)
     storage["free_bytes"] = store.free_bytes()
     validation = catalog.validation
@@ -102,11 +102,11 @@ def _subsets(experiment: ExperimentConfig, catalog: Catalog, timing: Timing) -> 
     }
 
 
-def _stage(name: str, planned: Sequence[Planned], timing: Timing, settings: RuntimeSettings) -> dict[str, Any]:
+def _stage(name: str, planned: Sequence[Planned], timing: Timing) -> dict[str, Any]:
     """Return a stage's row: how many steps, what is there, and what there is to do."""
     left = [one for one in planned if one.state != "found"]
     example = (left or planned)[0]
-    load, place = timing.workload(example.step), place_of(example.step, settings)
+    load, place = timing.workload(example.step), timing.place(example.step)
     loads = [(one, timing.workload(one.step)) for one in left]
     steps = sum(w.optimizer_steps - one.epochs_done * w.batches_per_epoch for one, w in loads if w and w.trains)
     trains = load is not None and load.trains
@@ -121,6 +121,7 @@ def _stage(name: str, planned: Sequence[Planned], timing: Timing, settings: Runt
         "optimizer_steps": steps,
         "images": sum(timing.images_left(one) for one in left),
         "where": place.text,
+        "workers": place.workers,
         "packs": _largest_pack(left) if name == "finetune" else 1,
         "items": [_item(one, timing) for one in planned],
     }
@@ -213,7 +214,7 @@ def _storage(
     beside = 0
     trained = [one for one in left if one.step.in_worker and one.step.stage in MODELS and one.step.stage != "merge"]
     if trained:
-        workers = place_of(trained[-1].step, settings).workers or 1
+        workers = timing.place(trained[-1].step).workers or 1
         beside = min(workers * pack_size(experiment, settings), len(trained))
     slots = 2 if experiment.pretrain.optimizer == "adam" else 1
     return {

@@ -94,6 +94,19 @@ class Timing:
     ):
         self._experiment, self._settings, self._catalog, self._walk = experiment, settings, catalog, walk
         self._past = past
+        self._places: dict[type[Step], Place] = {}
+        self._rates: dict[Conditions, Rate | None] = {}
+
+    def place(self, step: Step) -> Place:
+        """Return where a step runs; the driver is asked once for each kind of step."""
+        kind = type(step)
+        if kind not in self._places:
+            self._places[kind] = place_of(step, self._settings)
+        return self._places[kind]
+
+    @cached_property
+    def _gpu_name(self) -> str | None:
+        return next((gpu.name for gpu in gpus()), None)
 
     @cached_property
     def subset_images(self) -> int:
@@ -129,13 +142,18 @@ class Timing:
 
     def rate(self, step: Step) -> Rate | None:
         """Return seconds an image by the measurements that fit a step best; None if none does."""
-        return rate_of(self.conditions(step), self._past(step.stage)) if step.stage in TIMED else None
+        if step.stage not in TIMED:
+            return None
+        wanted = self.conditions(step)
+        if wanted not in self._rates:
+            self._rates[wanted] = rate_of(wanted, self._past(step.stage))
+        return self._rates[wanted]
 
     def conditions(self, step: Step) -> Conditions:
         """Return the conditions that a step would run under."""
         if isinstance(step, PrepareData):
             return Conditions("data", "", "", step.size or 0, step.channels, "cpu", cores=os.cpu_count())
-        place = place_of(step, self._settings)
+        place = self.place(step)
         on_gpu = place.device == "cuda"
         host: dict[str, Any] = {
             "gpu": "0" if on_gpu else None,
@@ -144,8 +162,7 @@ class Timing:
         }
         if self._settings.engine == "local":
             host |= {"cores": os.cpu_count(), "machine": platform.machine()}
-            named = [gpu.name for gpu in gpus()] if on_gpu else []
-            host |= {"gpu_name": named[0]} if named else {}
+            host |= {"gpu_name": self._gpu_name} if on_gpu and self._gpu_name else {}
         config = step.identity()
         if isinstance(step, Evaluate):
             config |= {"model": None, "backbone": self._experiment.model.backbone}
@@ -178,7 +195,7 @@ class Timing:
                     return None
                 packs[one.pack] = packs.get(one.pack, 0.0) + seconds
             if packs:
-                workers = place_of(own[0].step, self._settings).workers
+                workers = self.place(own[0].step).workers
                 if workers is None and len(packs) > 1:
                     return None
                 total += makespan(sorted(packs.values(), reverse=True), workers or 1)
@@ -210,7 +227,7 @@ def probe(timing: Timing, experiment: ExperimentConfig, settings: RuntimeSetting
             model=experiment.model,
             train_counts=tuple(timing.train_counts),
             evaluate=experiment.evaluation.precision if "evaluate" in lacking else None,
-            threads={stage: max(1, int(place_of(step, settings).devices)) for stage, step in lacking.items()},
+            threads={stage: max(1, int(timing.place(step).devices)) for stage, step in lacking.items()},
             **configs,
         ),
         settings,

@@ -108,6 +108,12 @@ def test_a_new_seed_makes_everything_but_the_data(plan: Plan) -> None:
     assert to_do(document) == expected
 
 
+def test_a_validation_split_is_evaluated_too(plan: Plan) -> None:
+    document = plan("data.validation_per_class=1")
+    assert to_do(document)["evaluate"] == 2 * 7
+    assert document["data"]["splits"]["validation"] == 10 and document["data"]["carved"]
+
+
 def test_what_it_foretells_is_what_was_done(finished: Path, plan: Plan) -> None:
     """Epochs and images of a new run, and what it stores, are those of the finished one."""
     document = plan("seed=1")
