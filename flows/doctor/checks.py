@@ -212,11 +212,11 @@ def store(settings: RuntimeSettings) -> Check:
             there.check_there()  # nothing is made only to see whether it could be
             found = f"{there.url} is made by the first run"
         else:
-            started = time.monotonic()
             there.check_writable()
+            started = time.monotonic()  # the first request also connects
             there.read("runs", ".none")
             took = time.monotonic() - started
-            found = f"{there.url} can be written and read, in {1000 * took:.0f} ms"
+            found = f"{there.url} can be written and read; a request takes {1000 * took:.0f} ms"
             if took > SLOW_SECONDS:
                 return Check("store", "warn", found, "it is slow: is it far away, or busy?")
     except BTMError as error:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,12 @@ Plan = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def plan(finished: Path) -> Plan:
-    """Return the plan of the run that has finished, with values set on top; whatever it is, it changes no file."""
+    """Return the plan of the run that has finished, with values on top; it changes no file, and starts no process."""
+    import torch  # noqa: F401  # whose import may start what it likes
+
+    def refuse(self: object, *arguments: object, **options: object) -> None:
+        raise AssertionError(f"a process was started: {arguments}")
+
     known: dict[tuple[str, ...], dict[str, Any]] = {}
 
     def call(*overrides: str) -> dict[str, Any]:
@@ -63,11 +69,13 @@ def plan(finished: Path) -> Plan:
             config = load_experiment("digits-lt", [*FAST_VALUES, *overrides])
             settings = RuntimeSettings(home=finished / ".btm")
             before = listing(finished)
-            catalog = preflight(config, settings, writing=False)
-            past = Past(Store(settings.store_url))
-            base = load_experiment("digits-lt")
-            found = walk(config, settings, catalog)
-            known[overrides] = plan_document(config, settings, catalog, found, past.of, base)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(subprocess.Popen, "__init__", refuse)
+                catalog = preflight(config, settings, writing=False)
+                past = Past(Store(settings.store_url))
+                base = load_experiment("digits-lt")
+                found = walk(config, settings, catalog)
+                known[overrides] = plan_document(config, settings, catalog, found, past.of, base)
             assert listing(finished) == before
         return known[overrides]
 
@@ -80,7 +88,7 @@ def to_do(document: dict[str, Any]) -> dict[str, int]:
 
 def test_after_a_run_nothing_would_be_trained(btm: Btm, finished: Path) -> None:
     before = listing(finished)
-    done = btm("plan", "digits-lt", *FAST, cwd=finished)
+    done = btm("plan", "digits-lt", *FAST, cwd=finished, PREFECT_API_URL="http://127.0.0.1:9/api")  # nobody is asked
     assert done.returncode == 0, done.stderr
     assert "Nothing would be trained, and nothing made" in done.stdout
     assert f"btm run digits-lt {FAST[0]}" in done.stdout
