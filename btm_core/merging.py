@@ -1,4 +1,4 @@
-"""Merging: the weighted average of several checkpoints, streamed (Algorithm 1, line 3).
+"""Merging: the weighted average of several checkpoints, of files or in memory (Algorithm 1, line 3).
 
 S inputs, w_s their weights. Bytes of all tensors of one type lie one after another in the output, in the order in which
 safetensors writes them, and are averaged a block at a time, several blocks beside each other. The sum runs in float64
@@ -11,7 +11,7 @@ import json
 import struct
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from btm_core.errors import BTMError, CheckpointError, some_of
 from btm_core.means import DTYPES, Mean
@@ -27,7 +28,7 @@ from btm_core.storage import Ranges, open_ranges, storage_settings, write_file
 from btm_core.tensor_files import Entry, read_header
 from btm_core.urls import refuse_credentials, without_credentials
 
-__all__ = ["merge"]
+__all__ = ["average", "merge"]
 
 LOCAL_BLOCK = 2**18
 """Elements read of one input at a time: small enough for a core's cache."""
@@ -36,6 +37,7 @@ LARGEST = 8
 ITEM = 4
 """Bytes of most elements: remote parts of BTM_STORE_PART_MEGABYTES are so many elements."""
 ORDER = {name: number for number, name in enumerate(DTYPES)}
+CODES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_THREADS = 8
 """Of local files; each opens every input, and by so many the disk is busy."""
 GLIMPSE = 2**16
@@ -45,7 +47,29 @@ Write = Callable[[int, memoryview], None]
 
 
 class _Input:
-    """One checkpoint: its header, and its tensors' bytes in the order of the output."""
+    """One checkpoint: what its tensors are, and their bytes in the order of the output."""
+
+    url: str
+    weight: float
+    entries: dict[str, Entry]
+
+    def lay_out(self, layout: dict[str, Entry]) -> None:
+        """Find where the bytes of the output come from."""
+        raise NotImplementedError
+
+    def read_into(self, first: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes that correspond to the output's from `first` on."""
+        raise NotImplementedError
+
+    def digest(self, first: int, last: int) -> bytes:
+        """Return a hash of the bytes that correspond to the output's from `first` to `last`."""
+        data = bytearray(last - first)
+        self.read_into(first, memoryview(data))
+        return hashlib.sha256(data).digest()
+
+
+class _FileInput(_Input):
+    """A file, of which parts are read."""
 
     def __init__(self, ranges: Ranges, weight: float):
         self.url, self.weight, self._ranges = ranges.url, weight, ranges
@@ -53,7 +77,7 @@ class _Input:
         self._start, self.metadata, self.entries = header.start, header.metadata, header.entries
 
     def lay_out(self, layout: dict[str, Entry]) -> None:
-        """Find where the bytes of the output come from: stretches, few if the file is laid out alike."""
+        """Keep stretches, few if the file is laid out as the output is."""
         stretches: list[tuple[int, int, int]] = []  # [first, last) of the output, and what to add for the place here
         for name, entry in layout.items():
             shift = self._start + self.entries[name].first - entry.first
@@ -64,7 +88,7 @@ class _Input:
         self._stretches = stretches
 
     def read_into(self, first: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes that correspond to the output's from `first` on."""
+        """Read each stretch's part."""
         last = first + len(buffer)
         index = bisect_right(self._stretches, first, key=itemgetter(0)) - 1
         for begin, end, shift in islice(self._stretches, index, None):
@@ -73,15 +97,71 @@ class _Input:
             low, high = max(begin, first), min(end, last)
             self._ranges.read_into(low + shift, buffer[low - first : high - first])
 
-    def digest(self, first: int, last: int) -> bytes:
-        """Return a hash of the bytes that correspond to the output's from `first` to `last`."""
-        data = bytearray(last - first)
-        self.read_into(first, memoryview(data))
-        return hashlib.sha256(data).digest()
-
     def check_unchanged(self) -> None:
         """Raise StoreError if the file is not the one whose header was read."""
         self._ranges.check_unchanged()
+
+
+class _StateInput(_Input):
+    """A state dict."""
+
+    def __init__(self, name: str, state: Mapping[str, Tensor], weight: float):
+        self.url, self.weight = name, weight
+        self._tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+        self.entries = {
+            key: Entry(CODES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), 0, tensor.nbytes)
+            for key, tensor in self._tensors.items()
+        }
+
+    def lay_out(self, layout: dict[str, Entry]) -> None:
+        """Keep the tensors' own bytes, in order."""
+        self._starts = [entry.first for entry in layout.values()]
+        self._bytes = [self._tensors[key].view(-1).view(torch.uint8).numpy().data for key in layout]
+
+    def read_into(self, first: int, buffer: memoryview) -> None:
+        """Copy each tensor's part."""
+        at = first
+        for index in range(bisect_right(self._starts, first) - 1, len(self._starts)):
+            if at >= first + len(buffer):
+                break
+            part = self._bytes[index][at - self._starts[index] :][: first + len(buffer) - at]
+            buffer[at - first : at - first + len(part)] = part
+            at += len(part)
+
+
+def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Average state dicts of one architecture, in memory: what `merge` does with files, bit for bit.
+
+    Buffers are averaged too, among them the statistics of batch normalisation.
+
+    Arguments:
+    - states: S state dicts, as `module.state_dict()` gives them, with equal names, shapes and types.
+    - weights: (S,) not negative, normalised here to sum 1; 1 / S each if None.
+
+    Returns new tensors, each on the device of the first state's, for `module.load_state_dict`.
+    Raises CheckpointError if the states differ in structure, or the weights do not fit.
+    """
+    shares = _shares(len(states), weights)
+    inputs = [
+        _StateInput(f"state {i}", state, share) for i, (state, share) in enumerate(zip(states, shares, strict=True))
+    ]
+    _check_alike(inputs)
+    layout = _layout(inputs[0].entries)
+    data = torch.empty(max((entry.last for entry in layout.values()), default=0), dtype=torch.uint8)
+    view = data.numpy().data
+
+    def write(start: int, part: memoryview) -> None:
+        view[start : start + len(part)] = part
+
+    for one in inputs:
+        one.lay_out(layout)
+    _average([one for one in inputs if one.weight > 0], layout, write)
+    found = {}
+    for name, tensor in states[0].items():
+        entry = layout[name]
+        own = data[entry.first : entry.last].clone()  # aligned, and free of the others
+        found[name] = own.view(tensor.dtype).view(tensor.shape).to(tensor.device)
+    return found
 
 
 def merge(
@@ -105,21 +185,14 @@ def merge(
     Raises CheckpointError if the inputs differ in structure, or the weights do not fit; StoreError if one changes
     while it is read, or the output cannot be written.
     """
-    if not inputs:
-        raise CheckpointError("merge needs at least one checkpoint")
-    shares = [1.0] * len(inputs) if weights is None else [float(weight) for weight in weights]
-    if len(shares) != len(inputs) or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise CheckpointError(
-            f"{len(inputs)} checkpoints need as many weights >= 0 with a sum above 0, found {weights}"
-        )
+    shares = _shares(len(inputs), weights)
     try:
         for url in (*inputs, output):
             refuse_credentials(str(url))
     except ValueError as error:
         raise CheckpointError(f"{without_credentials(str(url))}: {error}") from None
     with ExitStack() as stack:
-        # Relative to the largest: of equal weights the plain sum is taken, which is exact for most tensors.
-        opened = [_open(str(url), share / max(shares), stack) for url, share in zip(inputs, shares, strict=True)]
+        opened = [_open(str(url), share, stack) for url, share in zip(inputs, shares, strict=True)]
         _check_alike(opened)
         layout = _layout(opened[0].entries)
         for one in opened:
@@ -133,9 +206,19 @@ def merge(
                 one.check_unchanged()
 
 
-def _open(url: str, weight: float, stack: ExitStack) -> _Input:
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    """Return weights relative to the largest: of equal ones the plain sum is taken, which is exact for most tensors."""
+    if not count:
+        raise CheckpointError("merge needs at least one checkpoint")
+    shares = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
+        raise CheckpointError(f"{count} checkpoints need as many weights >= 0 with a sum above 0, found {weights}")
+    return [share / max(shares) for share in shares]
+
+
+def _open(url: str, weight: float, stack: ExitStack) -> _FileInput:
     try:
-        return _Input(stack.enter_context(open_ranges(url)), weight)
+        return _FileInput(stack.enter_context(open_ranges(url)), weight)
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint not found: {error}") from None
     except OSError as error:
@@ -144,7 +227,7 @@ def _open(url: str, weight: float, stack: ExitStack) -> _Input:
         raise CheckpointError(f"checkpoint cannot be read: {error}") from None
 
 
-def _check_alike(readers: list[_Input]) -> None:
+def _check_alike(readers: Sequence[_Input]) -> None:
     first = readers[0]
     unknown = sorted({entry.dtype for entry in first.entries.values()} - set(DTYPES))
     if unknown:
@@ -164,7 +247,7 @@ def _check_alike(readers: list[_Input]) -> None:
             )
 
 
-def _shared_metadata(readers: list[_Input]) -> dict[str, str]:
+def _shared_metadata(readers: list[_FileInput]) -> dict[str, str]:
     """Return what the inputs' metadata agree on; of JSON objects, the items they agree on."""
     shared = {}
     for key in sorted(set.intersection(*(set(reader.metadata) for reader in readers))):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from btm_core.checkpoints import CheckpointMetadata, load_checkpoint, read_metadata, save_checkpoint
 from btm_core.errors import CheckpointError
-from btm_core.merging import merge
+from btm_core.merging import average, merge
 from btm_core.models import build_model
 
 
@@ -45,6 +45,39 @@ def test_the_order_of_ingredients_changes_not_one_bit(tmp_path: Path) -> None:
         merge(order, output)
         files.add(output.read_bytes())
     assert len(files) == 1
+
+
+@pytest.mark.parametrize("weights", [None, [1, 0, 2, 5]])
+def test_in_memory_the_average_is_that_of_the_files(tmp_path: Path, weights: list[float] | None) -> None:
+    paths = write_models(tmp_path, 4)
+    extra = {
+        "flag": torch.tensor(True),
+        "none": torch.zeros(0),
+        "half": torch.arange(9.0).bfloat16(),
+        "n": torch.tensor(7),
+    }
+    for path, huge in zip(paths, (1e20, 1.0, -1e20, 3.0), strict=True):  # a sum that shows the order it was made in
+        save_file({**load_file(path), **extra, "huge": torch.tensor([huge])}, path)
+    states = [load_file(path) for path in paths]
+    before = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
+    merge(paths, tmp_path / "soup.safetensors", weights)
+    soup = average(states, weights)
+    assert same_bits(soup, load_file(tmp_path / "soup.safetensors"))
+    assert all(map(same_bits, states, before))
+    soup["huge"].zero_()
+    assert states[0]["huge"] != 0
+
+
+def test_what_cannot_be_averaged_in_memory_is_named() -> None:
+    one = {"a": torch.zeros(2, 3), "b": torch.zeros(1)}
+    with pytest.raises(
+        CheckpointError, match=r"state 0 and state 1 .* differ in 1 tensors:\n.*a: F32\[2, 3\] against F32\[3\]"
+    ):
+        average([one, {**one, "a": torch.zeros(3)}])
+    with pytest.raises(CheckpointError, match="2 checkpoints need as many weights"):
+        average([one, one], weights=[1])
+    with pytest.raises(CheckpointError, match=r"type torch.complex64, which cannot be averaged"):
+        average([{"a": torch.zeros(1, dtype=torch.complex64)}])
 
 
 def test_weights_follow_their_checkpoints(tmp_path: Path) -> None:
