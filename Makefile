@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint audit bench bench-gpu lock clean
+.PHONY: help setup demo test check lint audit docs bench bench-gpu lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,11 @@ lint: .venv/ready ## style, types, architecture
 audit: .venv/ready ## look for known vulnerabilities of the locked dependencies
 	@$(BIN)/python .ci/audit.py
 
+docs: .venv/ready ## write docs/reference/ anew from the code, and build the documentation into site/
+	@$(BIN)/python docs/tools/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: .venv/ready ## measure, and write benchmarks/results/cpu.json
 	@$(BIN)/python -m benchmarks.run
 
@@ -49,4 +54,4 @@ lock: ## write requirements.lock and docker/servers.lock anew (needs uv)
 		--no-emit-index-url --no-header --no-annotate --quiet -o docker/servers.lock
 
 clean: ## remove .venv and caches; runs under .btm stay
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
