@@ -1,4 +1,4 @@
-"""The documentation is what the code is: pages made from it, messages that exist, a site that builds, links that lead somewhere."""
+"""The documentation is what the code is: pages made from it, messages that exist, a site whose links lead somewhere."""
 
 import ast
 import importlib.util

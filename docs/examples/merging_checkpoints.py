@@ -69,6 +69,11 @@ report("weighted 1:1:0", load_file(folder / "weighted.safetensors"))
 
 # A greedy soup takes a checkpoint only if the soup is not worse with it, judged on the validation split.
 states = [load_file(file) for file in files]
-score = lambda state: criterion(y[validation], predicted(state, validation), "h_mean")
-members = greedy_soup([score(state) for state in states], lambda some: score(average([states[i] for i in some])))
+
+
+def score(some):
+    return criterion(y[validation], predicted(average([states[i] for i in some]), validation), "h_mean")
+
+
+members = greedy_soup([score([i]) for i in range(len(states))], score)
 report(f"greedy soup of {sorted(members)}", average([states[i] for i in members]))

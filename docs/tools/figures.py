@@ -1,7 +1,7 @@
 """Draw the figures of docs/concepts.md, light and dark, from what was measured (benchmarks/results/).
 
-`python docs/tools/figures.py` draws them. `... --record RUN.json INTERPOLATION.json` first takes the classes of a run and the
-curves of an interpolation into benchmarks/results/digits-lt-seed0.json, from what these print:
+`python docs/tools/figures.py` draws them. `... --record RUN.json INTERPOLATION.json` first takes the classes of a run
+and the curves of an interpolation into benchmarks/results/digits-lt-seed0.json, from what these print:
 
     btm run digits-lt --json > RUN.json
     btm ablate interpolation digits-lt --json > INTERPOLATION.json
@@ -182,7 +182,7 @@ def curves(scheme: str) -> Figure:
         axes.set_xticks([0, 0.5, 1], [f"0\n{start}", "0.5", f"1\n{end}"])
     [union] = [row for row in rows if row["Path"] == "A union B"]
     right.axhline(
-        100 * union["h_mean"], color=INKS[scheme][0], linestyle=":", linewidth=1.5, label="H-mean, trained on A ∪ B"
+        100 * union["h_mean"], color=INKS[scheme][0], linestyle=":", linewidth=1.5, label="H-mean, trained on A and B"
     )
     left.set_ylabel("percent")
     handles, labels = right.get_legend_handles_labels()

@@ -1,7 +1,7 @@
 """Write the pages of docs/reference/ from the code: commands, configuration, settings, recipes, functions.
 
-`python docs/tools/generate.py` writes them, `make docs` runs it, and tests/test_docs.py fails where one is not what this
-would write. They are committed, so that they read well where nothing is built.
+`python docs/tools/generate.py` writes them, `make docs` runs it, and tests/test_docs.py fails where one is not what
+this would write. They are committed, so that they read well where nothing is built.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -53,7 +53,7 @@ def pages() -> dict[str, str]:
     return {f"reference/{name}.md": page().rstrip() + "\n" for name, page in made.items()}
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Return a Markdown table."""
     cells = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in cells)
@@ -63,6 +63,11 @@ def _cell(text: str) -> str:
     """Return text for a cell: `<home>` outside of code would be taken for HTML."""
     parts = re.split(r"(`[^`]*`)", text.replace("\n", " ").replace("|", "\\|"))
     return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+
+
+def paragraph(text: str) -> str:
+    """Return text as one line."""
+    return " ".join(text.split())
 
 
 # Commands
@@ -75,8 +80,11 @@ def commands() -> str:
     root = typer.main.get_command(app)
     parts = [
         "# Commands",
-        "What `btm COMMAND --help` says, of all commands. Results go to standard output, progress and logs to standard error. Exit "
-        "codes: 0 done, 2 bad input or configuration (one message that says what to mend), 1 anything else.",
+        paragraph("""
+            What `btm COMMAND --help` says, of all commands. Results go to standard output, progress and logs to
+            standard error. Exit codes: 0 done, 2 bad input or configuration (one message that says what to mend), 1
+            anything else.
+        """),
         table(("command", "what it does"), [(f"[`{name}`](#{_anchor(name)})", _first(c)) for name, c in _walk(root)]),
         *(_command(name, command) for name, command in _walk(root)),
     ]
@@ -144,10 +152,15 @@ def config() -> str:
     sections += [(f"`{key}`", model, f"{key}.") for key, model in _sections(ExperimentConfig)]
     parts = [
         "# Configuration",
-        "Every key of an experiment, by section. In a YAML file sections are nested; on the command line a key is written "
-        "with dots: `--set finetune.lr=0.01`. A key that does not exist is an error that names the nearest one.",
-        "What determines a result is part of its address in the store. Keys marked *(not in the address)* say where something is "
-        "or what is done with the result afterwards: changing them trains nothing anew.",
+        paragraph("""
+            Every key of an experiment, by section. In a YAML file sections are nested; on the command line a key is
+            written with dots: `--set finetune.lr=0.01`. A key that does not exist is an error that names the nearest
+            one.
+        """),
+        paragraph("""
+            What determines a result is part of its address in the store. Keys marked *(not in the address)* say where
+            something is or what is done with the result afterwards: changing them trains nothing anew.
+        """),
         *(_section(title, model, prefix) for title, model, prefix in sections),
     ]
     return "\n\n".join(parts)
@@ -260,10 +273,12 @@ def settings() -> str:
 
     parts = [
         "# Settings of the environment",
-        "How a run is executed. None of this changes the address of a result; four settings, marked below, change its last bits. "
-        "`--store`, `--engine`, `--workers` and `--device` are flags as well. The standard AWS variables, `MLFLOW_TRACKING_URI`, "
-        "`PREFECT_API_URL` and `RAY_ADDRESS` are honoured as they are. Secrets are none of these settings: "
-        "[running](../running.md#secrets).",
+        paragraph("""
+            How a run is executed. None of this changes the address of a result; four settings, marked below, change its
+            last bits. `--store`, `--engine`, `--workers` and `--device` are flags as well. The standard AWS variables,
+            `MLFLOW_TRACKING_URI`, `PREFECT_API_URL` and `RAY_ADDRESS` are honoured as they are. Secrets are none of
+            these settings: [running](../running.md#secrets).
+        """),
         "## Runs",
         _variables(RuntimeSettings, "BTM_"),
         "## Stores and remote data",
@@ -303,7 +318,7 @@ def recipes() -> str:
         experiment = load_experiment(name)
         published = experiment.published or {}
         command = f"btm run {name}" + " --set pretrain.initial=FILE" * experiment.pretrain.needs_trained_backbone
-        figures = " / ".join(str(published.get(figure, "–")) for figure in SHOWN) if published else "–"
+        figures = " / ".join(str(published.get(figure, "-")) for figure in SHOWN) if published else "-"
         rows.append(
             (f"[`{name}`](#{_anchor(name)})", experiment.model.backbone, experiment.pretrain.method.name, figures)
         )
@@ -321,12 +336,17 @@ def recipes() -> str:
         )
     parts = [
         "# Recipes",
-        "The experiments that ship with BTM, as `btm presets --json` tells them: one for every row of the paper that BTM touches, and "
-        "two that run on any CPU. Published figures are the paper's, H-mean / G-mean / lowest recall / accuracy in percent, those of the row "
-        "with BTM; what was measured here is in [concepts](../concepts.md#does-it-help) and in the [log](../log.md). Hours marked "
-        '"estimated" were not measured: [methods](../methods.md#hours) says how they were estimated.',
-        "A recipe is where to start: `--set KEY=VALUE` changes any key of the [configuration](config.md), and `preset: NAME` at the top of "
-        "[your own file](../own-data.md) starts from one.",
+        paragraph("""
+            The experiments that ship with BTM, as `btm presets --json` tells them: one for every row of the paper that
+            BTM touches, and two that run on any CPU. Published figures are the paper's, H-mean / G-mean / lowest recall
+            / accuracy in percent, those of the row with BTM; what was measured here is in
+            [concepts](../concepts.md#does-it-help) and in the [log](../log.md). Hours marked "estimated" were not
+            measured: [methods](../methods.md#hours) says how they were estimated.
+        """),
+        paragraph("""
+            A recipe is where to start: `--set KEY=VALUE` changes any key of the [configuration](config.md), and
+            `preset: NAME` at the top of [your own file](../own-data.md) starts from one.
+        """),
         table(("preset", "network", "stage 1", "published"), rows),
         *details,
     ]
@@ -352,9 +372,11 @@ def api() -> str:
     """Return the page of the public functions and classes that people import."""
     parts = [
         "# Functions",
-        "`btm_core` is a library by itself: it knows neither Prefect nor MLflow. These are the functions and classes that [people "
-        "import](../library.md), with the first sentence of what Python's `help()` says of them: shapes, units and errors are there. Names that "
-        "are not in a module's `__all__` may change.",
+        paragraph("""
+            `btm_core` is a library by itself: it knows neither Prefect nor MLflow. These are the functions and classes
+            that [people import](../library.md), with the first sentence of what Python's `help()` says of them: shapes,
+            units and errors are there. Names that are not in a module's `__all__` may change.
+        """),
     ]
     for name, title in API.items():
         module = importlib.import_module(name)
