@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from browser import accessibility_faults, chromium, errors_of, needs_chromium
+from selenium.webdriver.support.ui import WebDriverWait
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -120,20 +123,51 @@ def test_the_figures_are_those_of_the_results(tmp_path: Path) -> None:
         )
 
 
-def test_the_site_builds_strictly_and_asks_nobody_for_anything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built as `make docs` builds it."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    pages = list(tmp_path.rglob("*.html"))
-    assert len(pages) > 20 and (tmp_path / "reference" / "config.html").is_file()
-    asked = {
-        address
-        for page in pages
-        for address in re.findall(
-            r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="?(https?://[^"\s>]+)', page.read_text()
-        )
-    }
-    assert asked == set()
-    assert not (tmp_path / "tools").exists()
-    library = (tmp_path / "library.html").read_text()
+    return folder
+
+
+def test_the_site_builds_strictly_and_asks_nobody_for_anything(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 20 and (site / "reference" / "config.html").is_file()
+    loaded = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="?(https?://[^"\s>]+)')
+    assert {address for page in pages for address in loaded.findall(page.read_text(encoding="utf-8"))} == set()
+    assert not (site / "tools").exists()
+    library = (site / "library.html").read_text(encoding="utf-8")
     assert "balanced_subset" in library and "--8&lt;--" not in library
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_site_can_be_read_by_all(site: Path, scheme: str) -> None:
+    pages = {"light": ("index", "library", "reference/commands"), "dark": ("concepts", "troubleshooting")}[scheme]
+    with chromium(dark=scheme == "dark") as browser:
+        for page in pages:
+            browser.get((site / f"{page}.html").as_uri())
+            widths = browser.execute_script(
+                "return [...document.images].filter(i => i.offsetParent).map(i => i.naturalWidth)"
+            )
+            assert all(widths) and (widths or page not in ("index", "concepts"))
+            assert accessibility_faults(browser) == [], page
+            assert errors_of(browser) == [], page
+
+
+@needs_chromium
+def test_on_a_phone_nothing_is_cut_off_and_the_search_works_from_a_disk(site: Path) -> None:
+    with chromium(width=390) as browser:
+        for page in ("concepts", "schedulers", "serving", "reference/recipes", "reference/api"):
+            browser.get((site / f"{page}.html").as_uri())
+            assert browser.execute_script("return document.documentElement.scrollWidth") == 390, page
+        browser.get((site / "index.html").as_uri())
+        browser.execute_script("document.getElementById('__search').click()")
+        browser.find_element("css selector", "input.md-search__input").send_keys("head_lr_factor")
+        found = WebDriverWait(browser, 30).until(lambda b: b.find_elements("css selector", ".md-search-result__link"))
+        assert any("reference/config.html" in str(link.get_attribute("href")) for link in found)
+        assert errors_of(browser) == []
