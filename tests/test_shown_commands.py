@@ -181,8 +181,8 @@ def at_home(
     home = tmp_path_factory.mktemp("reader")
     shutil.copytree(folder / ".btm", home / ".btm")
     store = home / ".btm" / "store"
-    for name, subset in (("a", "00"), ("b", "01")):
-        [model] = store.glob(f"artifacts/finetune/subset-{subset}-*/model.safetensors")
+    for name, made in (("a", "finetune/subset-00"), ("b", "finetune/subset-01"), ("stage1", "pretrain/small_cnn")):
+        [model] = store.glob(f"artifacts/{made}-*/model.safetensors")
         shutil.copyfile(model, home / f"{name}.safetensors")
     return home, run
 
