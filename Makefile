@@ -37,7 +37,7 @@ audit: .venv/ready ## look for known vulnerabilities of the locked dependencies
 
 docs: .venv/ready ## write docs/reference/ anew from the code, and build the documentation into site/
 	@$(BIN)/python docs/tools/generate.py
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict # with --quiet it would not see warnings
 	@echo "site/index.html"
 
 bench: .venv/ready ## measure, and write benchmarks/results/cpu.json

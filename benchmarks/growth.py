@@ -2,7 +2,7 @@
 
 A straight line in a double logarithmic picture has the power of growth as its slope: 1 is linear. Each row is the
 steeper of the slopes between neighbouring sizes, so that a fixed cost, which flattens the first of them, hides nothing.
-Writes benchmarks/results/growth.svg.
+Writes docs/figures/growth.svg.
 """
 
 import functools
@@ -23,7 +23,7 @@ from benchmarks.rows import at_most, keep, print_table, this_machine
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PICTURE = Path(__file__).parent / "results" / "growth.svg"
+PICTURE = Path(__file__).parents[1] / "docs" / "figures" / "growth.svg"
 CLASSES = (100, 1000, 8142)
 """CIFAR-100, ImageNet, iNaturalist 2018; all with the latter's images a class, 53.7 in training and 3 in testing."""
 IMAGES = 437_513 / 8142
