@@ -170,7 +170,7 @@ def curves(scheme: str) -> Figure:
     rows = json.loads(SEED0.read_text())["interpolation"]
     figure = Figure(figsize=(8.0, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    paths = {"stage 1 to A": (left, "stage 1", "ingredient A"), "A to B": (right, "ingredient A", "ingredient B")}
+    paths = {"stage 1 to A": (left, "stage 1", "A"), "A to B": (right, "A", "B")}
     for path, (axes, start, end) in paths.items():
         points = [row for row in rows if row["Path"] == path]
         at = [float(row["lambda"]) for row in points]
