@@ -46,7 +46,8 @@ def commands() -> list[Command]:
     for block in blocks("sh", "console"):
         # A line that ends in \ or |, or within a quotation, goes on in the next one.
         prompt = r"^\$ " if block.language == "console" else r"^"
-        lines, output = [], ""
+        lines: list[str] = []
+        output = ""
         for line in block.text.splitlines():
             if lines and _goes_on(lines[-1]):
                 lines[-1] += "\n" + line

@@ -69,7 +69,7 @@ def record(run: Path, interpolation: Path) -> None:
 def save(draw: Callable[[str], Figure], name: str, scheme: str) -> None:
     """Write a figure as SVG whose text is text; the same figure is the same file."""
     ink, ground, line = INKS[scheme]
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": ["system-ui", "sans-serif"],
@@ -120,10 +120,8 @@ def algorithm(scheme: str) -> Figure:
     axes.annotate("", (69.6, 14.5), (63.4, 14.5), arrowprops=arrow)
     axes.text(32.5, 10.4, "⋮", ha="center", va="center", fontsize=16)
     axes.text(32.5, 28.3, r"$N_C$ images of every class", ha="center", va="center", fontsize=9)
-    for x, text in ((21.5, "fine-tune"), (45.5, "average"), (66.5, "post-train")):
-        axes.text(
-            x - 1 if x < 60 else x, 26.4 if x < 60 else 16.6, text, ha="center", va="center", fontsize=9, style="italic"
-        )
+    for left, bottom, text in ((20.5, 26.4, "fine-tune"), (44.5, 26.4, "average"), (66.5, 16.6, "post-train")):
+        axes.text(left, bottom, text, ha="center", va="center", fontsize=9, style="italic")
     return figure
 
 

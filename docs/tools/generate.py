@@ -148,7 +148,7 @@ def config() -> str:
     """Return the page of every key of an experiment, from the pydantic models."""
     from btm_core.config import ExperimentConfig
 
-    sections = [("experiment", ExperimentConfig, "")]
+    sections: list[tuple[str, type[BaseModel], str]] = [("experiment", ExperimentConfig, "")]
     sections += [(f"`{key}`", model, f"{key}.") for key, model in _sections(ExperimentConfig)]
     parts = [
         "# Configuration",
