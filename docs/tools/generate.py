@@ -186,7 +186,7 @@ def _section(title: str, model: type[BaseModel], prefix: str) -> str:
     key = prefix.split("`")[0].rstrip(".")
     start = f"{key}." if key else ""
     rows = [
-        (f"`{start}{name}`", _type(field), _default(field), _meaning(model, name))
+        (f"`{start}{name}`", _linked(f"{start}{name}", field), _default(field), _meaning(model, name))
         for name, field in model.model_fields.items()
         if not (name == "name" and "`: `" in title)
     ]
@@ -203,14 +203,20 @@ def description(model: type[BaseModel], name: str) -> str:
         field = getattr(ancestor, "model_fields", {}).get(name)
         if field is not None and field.description:
             return str(field.description)
-    nested = _models(model.model_fields[name].annotation)
-    return "a section of its own, below" if nested else ""
+    return "a section of its own" if _models(model.model_fields[name].annotation) else ""
 
 
 def _meaning(model: type[BaseModel], name: str) -> str:
     extra = model.model_fields[name].json_schema_extra
     mark = " *(not in the address)*" if isinstance(extra, dict) and extra.get("identity") is False else ""
     return re.sub(r"\bNone\b", "null", description(model, name)) + mark
+
+
+def _linked(key: str, field: FieldInfo) -> str:
+    """Return the type of a field; that of a section leads to it."""
+    nested = _models(field.annotation)
+    names = [f"{key} {model.model_fields['name'].default}" if len(nested) > 1 else key for model in nested]
+    return f"[{_type(field)}](#{_anchor(names[0])})" if names else _type(field)
 
 
 def _type(field: FieldInfo) -> str:
