@@ -1,11 +1,12 @@
 """The documentation is what the code is: pages made from it, messages that exist, a site whose links lead somewhere."""
 
 import ast
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,18 +18,17 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
-def load(path: Path) -> ModuleType:
-    """Import a program of docs/tools, which is no package."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def generate() -> ModuleType:
-    return load(DOCS / "tools" / "generate.py")
+def tools() -> Iterator[Callable[[str], ModuleType]]:
+    """Import a program of docs/tools, which is no package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS / "tools")
+        yield importlib.import_module
+
+
+@pytest.fixture
+def generate(tools: Callable[[str], ModuleType]) -> ModuleType:
+    return tools("generate")
 
 
 def test_the_reference_is_what_the_code_says(generate: ModuleType) -> None:
@@ -38,19 +38,20 @@ def test_the_reference_is_what_the_code_says(generate: ModuleType) -> None:
     assert stale == [], f"docs/{stale[0]} is not what the code says: run `make docs`, and commit what it wrote"
 
 
-def test_every_key_and_every_setting_says_what_it_is(generate: ModuleType) -> None:
+def test_every_key_and_every_setting_says_what_it_is(tools: Callable[[str], ModuleType]) -> None:
     from btm_core.config import ExperimentConfig
     from btm_core.storage import StorageSettings
     from tasks.settings import RuntimeSettings
 
-    sections = [("", ExperimentConfig), *generate._sections(ExperimentConfig)]
+    pages = tools("settings_pages")
+    sections = [("", ExperimentConfig), *pages.sections(ExperimentConfig)]
     assert len(sections) > 15
     sections += [("BTM", RuntimeSettings), ("BTM_STORE", StorageSettings)]
     bare = [
         f"{key}.{name}"
         for key, model in sections
         for name in model.model_fields
-        if name != "name" and not generate.description(model, name)
+        if name != "name" and not pages.description(model, name)
     ]
     assert bare == []
     text = (DOCS / "reference" / "config.md").read_text(encoding="utf-8")
@@ -105,11 +106,13 @@ def test_the_messages_of_troubleshooting_are_those_of_the_source() -> None:
     assert not occurs("… is neither a preset nor a directory: …", sources)
 
 
-def test_the_figures_are_those_of_the_results(tmp_path: Path) -> None:
-    figures = load(DOCS / "tools" / "figures.py")
+def test_the_figures_are_those_of_the_results(
+    tools: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = tools("figures")
     committed = {path.name: path.read_bytes() for path in (DOCS / "figures").glob("*-*.svg")}
     assert len(committed) == 10
-    figures.FIGURES = tmp_path
+    monkeypatch.setattr(figures, "FIGURES", tmp_path)
     figures.main([])
     drawn = {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
     assert drawn.keys() == committed.keys()
