@@ -22,7 +22,7 @@ from btm_core.config import load_experiment, preset_names
 from flows.cli import app
 
 PARSED_ONLY = {
-    r"run (?!digits-lt)": "needs data that are not here, or hours",
+    r"(run|plan) (?!digits-lt)": "needs data that are not here, or hours",
     r"run digits-lt$": "`make demo` is this one; what is run here is reduced: see `reduced`",
     r"run .*finetune.epochs=3": "another short run: `run digits-lt --set seed=1` is run",
     r"run .*--repeats": "three runs: tests/flows/test_ablations.py",
@@ -192,7 +192,7 @@ def reduced(words: list[str], run_id: str) -> list[str]:
     """Put a reader's names in, and make a run short."""
     own = [re.sub(r"\bRUN_ID\b|\b20261125-[\d-]+(?:[\w-]*)", run_id, word) for word in words]
     own = [re.sub(r"\bNAME\b", "digits-lt", word) for word in own]
-    if own[0] == "run":
+    if own[0] in ("run", "plan"):
         keys = {word.partition("=")[0] for word in own}
         own += [option for option in FAST if option.removeprefix("--set=").partition("=")[0] not in keys]
     return own
