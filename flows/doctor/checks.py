@@ -276,6 +276,8 @@ def variables(environment: dict[str, str]) -> Check:
     if unknown:
         close = [match[0] for name in unknown if (match := difflib.get_close_matches(name, known, n=1))]
         todo = f"did you mean {', '.join(close)}? " if close else ""
-        return Check("settings", "warn", f"nobody reads {', '.join(unknown)}", f"{todo}docs/running.md has all")
+        return Check(
+            "settings", "warn", f"nobody reads {', '.join(unknown)}", f"{todo}docs/reference/settings.md has all"
+        )
     shown = ", ".join(f"{name}={without_credentials(environment[name])}" for name in given)
     return Check("settings", "ok", shown or "all by default")
