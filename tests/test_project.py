@@ -65,8 +65,7 @@ def test_the_readme_configuration_loads(tmp_path: Path) -> None:
     [block] = [block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
     (tmp_path / "my.yaml").write_text(block)
     experiment = load_experiment(tmp_path / "my.yaml")
-    assert experiment.finetune.lr == 1e-3
-    assert experiment.finetune.mixup_alpha == 0.2
+    assert (experiment.pretrain.epochs, experiment.sampling.shots) == (90, 10)
 
 
 def test_the_readme_make_targets_exist() -> None:
