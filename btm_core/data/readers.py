@@ -28,7 +28,7 @@ from btm_core.data.tables import read_tables
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
 
-__all__ = ["IMAGE_SUFFIXES", "scan"]
+__all__ = ["IMAGE_SUFFIXES", "cut", "read", "scan"]
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ def scan(config: DataConfig) -> Catalog:
 
     Raises DataError with one message for whatever is wrong; see `Catalog.check`.
     """
-    catalog = _READERS[config.format](config)
+    catalog = read(config)
     catalog.check()
     if config.imbalance_factor is not None:
-        kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
-        catalog = replace(catalog, train=catalog.train.take(kept))
+        catalog = cut(catalog, config)
         catalog.check()
     if config.validation_per_class is not None:
         catalog = _carved(catalog, config.validation_per_class, config.split_seed)
@@ -55,6 +54,21 @@ def scan(config: DataConfig) -> Catalog:
         )
     _check_files_exist(catalog)
     return catalog
+
+
+def read(config: DataConfig) -> Catalog:
+    """Return what the source lists, as it lists it: nothing is cut, carved or checked.
+
+    Raises DataError if it cannot be read as what it is said to be.
+    """
+    return _READERS[config.format](config)
+
+
+def cut(catalog: Catalog, config: DataConfig) -> Catalog:
+    """Return a balanced catalog with the long tail cut that `imbalance_factor` asks for."""
+    assert config.imbalance_factor is not None
+    kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
+    return replace(catalog, train=catalog.train.take(kept))
 
 
 def _carved(catalog: Catalog, per_class: int, seed: int) -> Catalog:

@@ -1,0 +1,60 @@
+"""Lists without what an inspection found wrong for certain."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from btm_core.data.inspection import Inspection
+from btm_core.errors import DataError
+
+__all__ = ["write_clean_lists"]
+
+
+def write_clean_lists(inspection: Inspection, folder: Path) -> dict[str, int]:
+    """Write train.txt, test.txt (validation.txt) and classes.txt; return how many images each list leaves out.
+
+    Left out are images that are missing or cannot be decoded, training images that are in another split as well or bear
+    several labels, and all but the first of those that are several times in one split. Near copies stay: a person has
+    to look at them. Raises DataError if there are no files to list, or a class would lose its last image.
+    """
+    catalog, looks, copies = inspection.catalog, inspection.looks, inspection.copies
+    if catalog.train.paths is None or looks is None or copies is None:
+        raise DataError("--write-clean writes lists of image files that were looked at; this data set has none")
+    keep = looks.readable.copy()
+    sizes = [len(split) for split in catalog.splits]
+    split_of, label_of = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([s.labels for s in catalog.splits])
+    for group in copies.same_file + copies.same_pixels:
+        _drop(np.asarray(group), split_of, label_of, keep)
+    start = 0
+    lists: dict[str, str] = {}
+    dropped: dict[str, int] = {}
+    for split in catalog.splits:
+        kept = np.flatnonzero(keep[start : start + len(split)])
+        start += len(split)
+        lost = np.setdiff1d(split.labels, split.labels[kept])
+        if len(lost) and split is not catalog.validation:
+            names = ", ".join(catalog.class_names[c] for c in lost[:5])
+            raise DataError(
+                f"nothing would be left of {len(lost)} classes of the {split.name} split ({names}): add images of "
+                "them, or drop the classes"
+            )
+        lists[split.name] = "".join(f"{split.paths[i]} {split.labels[i]}\n" for i in kept if split.paths)
+        dropped[split.name] = len(split) - len(kept)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in lists.items():
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in catalog.class_names), encoding="utf-8")
+    return dropped
+
+
+def _drop(
+    group: NDArray[np.int64], split_of: NDArray[np.int64], label_of: NDArray[np.int64], keep: NDArray[np.bool_]
+) -> None:
+    """Mark which of the images of one picture are left out."""
+    training = group[split_of[group] == 0]
+    if len(set(split_of[group].tolist())) > 1 or len(set(label_of[training].tolist())) > 1:
+        keep[training] = False
+    for split in set(split_of[group].tolist()):
+        members = group[(split_of[group] == split) & keep[group]]
+        keep[members[1:]] = False
