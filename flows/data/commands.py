@@ -73,6 +73,40 @@ def inspect(
         raise typer.Exit(1)
 
 
+@data_app.command()
+def prepare(
+    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The manifest; default: prepared/NAME.json in BTM_HOME."),
+    ] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="Take data that changed as they are now.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that a data set is complete, fetch what can be fetched (CIFAR-100), and write its manifest.
+
+    Says what is missing, and where published sets are to be had. Called again, it says what changed.
+    """
+    from btm_core.config import load_experiment
+    from flows.data.printing import print_prepared
+    from flows.progress import show_progress
+    from flows.start import log_to_stderr, settings_of
+    from tasks.prepared import keep_manifest, manifest_of
+
+    log_to_stderr(verbose=False)
+    settings = settings_of({})
+    config = load_experiment(experiment, overrides or ())
+    with show_progress("read the images"):
+        manifest = manifest_of(config, settings)
+    file = output or settings.home / "prepared" / f"{config.name}.json"
+    document = keep_manifest(file, manifest, accept=accept) | {"manifest": str(file)}
+    if as_json:
+        print(json.dumps({key: value for key, value in document.items() if key != "files"}, indent=1))
+    else:
+        print_prepared(document)
+
+
 def _experiment(target: str, overrides: list[str]) -> tuple["ExperimentConfig", bool]:
     """Return an experiment, or one around data that are named themselves; and whether these have no test split."""
     from btm_core.config import load_experiment, preset_names, with_overrides

@@ -7,7 +7,7 @@ from typing import Any
 
 from btm_core.text_plots import long_tail_plot
 
-__all__ = ["print_inspection"]
+__all__ = ["print_inspection", "print_prepared"]
 
 WIDTH, ALWAYS_ALL = 80, frozenset({"missing", "unreadable"})
 
@@ -87,3 +87,19 @@ def _print_images(images: dict[str, Any]) -> None:
             f"98 % have a shorter side of {side['1']} to {side['99']} pixels."
         )
     print("Kinds: " + ", ".join(f"{k['images']:,} {k['format']} {k['mode']}" for k in images["kinds"]) + ".")
+
+
+def print_prepared(document: dict[str, Any]) -> None:
+    """Print what a complete data set holds, and where its manifest is."""
+    print(f"{document['published'] or document['name']} is complete in {document['root'] or 'the package'}.")
+    for name, split in document["splits"].items():
+        counts = split["counts"]
+        print(
+            f"  {name:<10} {split['images']:>9,} images in {len(counts):,} classes, {max(counts):,} to {min(counts):,} "
+            f"a class   {split['hash'][:12]}"
+        )
+    profile = document["profile"]
+    groups = ", ".join(f"{profile[name]:,} {name}" for name in ("many", "medium", "few"))
+    print(f"  classes by training images: {groups}")
+    state = {"new": "written", "accepted": "written anew", "unchanged": f"unchanged since {document['written']}"}
+    print(f"Manifest   {document['manifest']} ({state[document['state']]})")
