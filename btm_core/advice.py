@@ -205,7 +205,7 @@ def _pretrain(seen: Seen, tiny: bool, large: bool) -> list[Choice]:
     chosen += [
         Choice("pretrain.epochs", epochs, f"{why} ({seen.goal}: {GOALS[seen.goal]})."),
         Choice(
-            "pretrain.batch_size", batch, f"At least six steps an epoch of {total:,} images, and no more than fits."
+            "pretrain.batch_size", batch, f"At least six steps an epoch of {total:,} images, and no more than is usual."
         ),
         Choice("pretrain.lr", lr, slow if batch >= 64 or seen.start else f"{slow[:-1]}, less for so small a batch."),
         Choice("pretrain.weight_decay", 5e-4),

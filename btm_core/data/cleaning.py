@@ -15,8 +15,10 @@ def write_clean_lists(inspection: Inspection, folder: Path) -> dict[str, int]:
     """Write train.txt, test.txt (validation.txt) and classes.txt; return how many images each list leaves out.
 
     Left out are images that are missing or cannot be decoded, training images that are in another split as well or bear
-    several labels, and all but the first of those that are several times in one split. Near copies stay: a person has
-    to look at them. Raises DataError if there are no files to list, or a class would lose its last image.
+    several labels, and all but the first of those that are several times in one class of a split. Near copies stay, and
+    test images of several labels: a person has to look at them.
+
+    Raises DataError if there are no files to list, or a class would lose its last image.
     """
     catalog, looks, copies = inspection.catalog, inspection.looks, inspection.copies
     if catalog.train.paths is None or looks is None or copies is None:
@@ -55,6 +57,6 @@ def _drop(
     training = group[split_of[group] == 0]
     if len(set(split_of[group].tolist())) > 1 or len(set(label_of[training].tolist())) > 1:
         keep[training] = False
-    for split in set(split_of[group].tolist()):
-        members = group[(split_of[group] == split) & keep[group]]
+    for split, label in {(int(split_of[i]), int(label_of[i])) for i in group}:
+        members = group[(split_of[group] == split) & (label_of[group] == label) & keep[group]]
         keep[members[1:]] = False

@@ -154,15 +154,16 @@ def _folder(place: _Place) -> Recognised:
         return _split_folders(place, folders, top, len(classes))
     if training:
         return _file(place, training[0], None)
-    if classes := place.class_folders():
+    tables = [name for name in files if _suffix(name) in FORMATS]
+    classes = place.class_folders()
+    if len(tables) == 1 and len(classes) < 2:
+        return _file(place, tables[0], None)
+    if classes:
         parent, root = place.parent, place.name
         if "://" in place.url and parent.endswith(":/"):
             raise DataError(f"{place.url} has class folders at the top of a bucket: put them into a folder of it")
         fields = {"format": "image_folder", "root": parent, "train": root, "test": root}
         return Recognised(fields, f"{len(classes):,} folders of images, one a class, and no test split", unsplit=True)
-    tables = [name for name in files if _suffix(name) in FORMATS]
-    if len(tables) == 1:
-        return _file(place, tables[0], None)
     seen = some_of([*(f"{name}/" for name in folders), *files]) or "  nothing"
     raise DataError(f"no data set was recognised in {place.url}; {EXPECTED}. There is:\n{seen}")
 
@@ -195,9 +196,9 @@ def _suffix(name: str) -> str:
 
 def _partner(files: Sequence[str], train: str, words: Sequence[str]) -> str | None:
     """Return the file that is called as the training file is, but for the name of the split."""
-    for word in words:
+    pattern, named = re.subn(r"train(ing)?", "(.+)", re.escape(train), count=1, flags=re.IGNORECASE)
+    for word in words if named else ():
         for other in files:
-            pattern = re.sub(r"train(ing)?", "(.+)", re.escape(train), count=1, flags=re.IGNORECASE)
             found = re.fullmatch(pattern, other, re.IGNORECASE)
             if found and found[1].lower() == word:
                 return other

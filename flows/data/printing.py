@@ -9,7 +9,7 @@ from btm_core.text_plots import long_tail_plot
 
 __all__ = ["print_inspection", "print_prepared"]
 
-WIDTH, ALWAYS_ALL = 80, frozenset({"missing", "unreadable"})
+WIDTH, ALWAYS_ALL = 80, frozenset({"refused", "missing", "unreadable"})
 
 
 def print_inspection(document: dict[str, Any], most: int) -> None:
@@ -64,7 +64,7 @@ def _print_splits(splits: Sequence[dict[str, Any]]) -> None:
         numbers += [f"{row['median']:,g}", f"{row['smallest']:,}", f"{row['imbalance_factor']:,.0f}"]
         numbers += [f"{row[group + '_images']:,}" for group in ("many", "medium", "few")]
         table.add_row(row["split"], *numbers)
-    Console(width=max(WIDTH, Console().width)).print(table)
+    Console(width=max(96, Console().width)).print(table)
     train = splits[0]
     print(
         f"Groups by training images: {train['many']:,} many (over 100), {train['medium']:,} medium (20 to 100), "
