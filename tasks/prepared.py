@@ -98,12 +98,12 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         told.append(f"classes: {len(old['classes']):,} before, {len(new['classes']):,} now, or others")
     before, now = old["files"], new["files"]
     for title, paths in (
-        ("are new", [path for path in now if path not in before]),
-        ("are gone", [path for path in before if path not in now]),
-        ("have other content", [path for path in now if path in before and now[path] != before[path]]),
+        ("new files", [path for path in now if path not in before]),
+        ("files that are gone", [path for path in before if path not in now]),
+        ("files with other content", [path for path in now if path in before and now[path] != before[path]]),
     ):
         if paths:
-            told.append(f"{len(paths):,} files {title}: {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}")
+            told.append(f"{title}: {len(paths):,} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})")
     for split in sorted(old["splits"].keys() | new["splits"].keys()):
         one, two = old["splits"].get(split), new["splits"].get(split)
         if one is None or two is None or one["hash"] != two["hash"]:

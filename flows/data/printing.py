@@ -37,6 +37,9 @@ def print_inspection(document: dict[str, Any], most: int) -> None:
             print(f"    ... and {len(finding['items']) - len(shown):,} more: --most N, or --json")
         if finding["advice"]:
             print(textwrap.fill(finding["advice"], 100, initial_indent="  ", subsequent_indent="  "))
+    if "clean" in document:
+        left_out = ", ".join(f"{count:,} of {split}" for split, count in document["clean"]["left_out"].items())
+        print(f"\nLeft out: {left_out}; the lists are in {document['clean']['folder']}")
     if any(finding["serious"] for finding in findings):
         print("\n!: a run refuses it, or would give wrong figures.")
 
