@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from btm_core.data.glimpse import Glimpse
 
-__all__ = ["GOALS", "Choice", "Goal", "Seen", "Start", "advise", "experiment_yaml"]
+__all__ = ["GOALS", "Choice", "Seen", "Start", "advise", "experiment_yaml"]
 
 Goal = Literal["try", "normal", "best"]
 GOALS: dict[Goal, str] = {
@@ -257,7 +257,7 @@ def _finetune(seen: Seen, shots: int, tiny: bool, large: bool) -> list[Choice]:
 
 
 def _post_train(seen: Seen, tiny: bool, large: bool) -> list[Choice]:
-    batch = _power_of_two(seen.total / 8, 8, 256 if large and seen.gpus else 128)
+    batch = _power_of_two(seen.total / 6, 16, 256 if large and seen.gpus else 128)
     return [
         Choice("post_train.epochs", 10, "Only the head is trained again, with balanced sampling."),
         Choice("post_train.batch_size", batch),

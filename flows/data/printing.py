@@ -39,7 +39,9 @@ def print_inspection(document: dict[str, Any], most: int) -> None:
             print(textwrap.fill(finding["advice"], 100, initial_indent="  ", subsequent_indent="  "))
     if "clean" in document:
         left_out = ", ".join(f"{count:,} of {split}" for split, count in document["clean"]["left_out"].items())
-        print(f"\nLeft out: {left_out}; the lists are in {document['clean']['folder']}")
+        folder = document["clean"]["folder"]
+        print(f"\nLeft out: {left_out}. Use the lists with data.format=list, data.train={folder}/train.txt,")
+        print(f"data.test={folder}/test.txt and data.class_names={folder}/classes.txt, and data.root as it is.")
     if any(finding["serious"] for finding in findings):
         print("\n!: a run refuses it, or would give wrong figures.")
 

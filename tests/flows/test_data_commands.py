@@ -33,7 +33,10 @@ def test_inspect_reports_and_plots(btm: Btm, own: Path) -> None:
     assert "digit-0 ███" in done.stdout and "\x1b" not in done.stdout
     assert "! 1 image is unreadable\n    train.txt:1 train/digit-0/0000.png (digit-0): no image of a" in done.stdout
     assert "! 1 picture is in two splits" in done.stdout and "! 1 picture is there under more than one" in done.stdout
-    assert "Left out: 2 of train, 0 of test; the lists are in clean" in done.stdout
+    assert (
+        "Left out: 2 of train, 0 of test. Use the lists with data.format=list, data.train=clean/train.txt"
+        in done.stdout
+    )
     assert "<svg" in (own / "tail.svg").read_text()
     assert not (own / ".btm/prefect").exists()
     assert btm("data", "inspect", "my.yaml", "--strict", cwd=own).returncode == 1
@@ -88,9 +91,8 @@ def test_prepare_tells_what_changed(btm: Btm, own: Path) -> None:
     Image.new("L", (8, 8), 7).save(image)
     code, text = prepare()
     assert code == 2
-    assert (
-        f"1 files have other content: train/digit-1/{image.name}" in text and "train: 33 images before, 33 now" in text
-    )
+    assert f"files with other content: 1 (train/digit-1/{image.name})" in text
+    assert "train: 33 images before, 33 now" in text and "test:" not in text
     assert "--accept" in text and "written anew" in prepare("--accept")[1]
     assert "(unchanged since " in prepare()[1]
     (own / ".btm/prepared/my.json").write_text("{}")
@@ -125,3 +127,18 @@ def test_prepare_reads_the_official_cifar100(btm: Btm, cifar100: Path, tmp_path:
         file.write(b"\xff")
     done = btm("data", "prepare", "cifar100-lt", "--set=data.root=damaged", cwd=tmp_path)
     assert done.returncode == 2 and "is not the official file" in done.stderr
+
+
+def test_the_guide_shows_every_command_and_option() -> None:
+    import typer
+
+    from flows.cli import app
+    from flows.data.commands import data_app
+
+    guide = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    commands = {"init": typer.main.get_command(app).commands["init"]}  # type: ignore[attr-defined]
+    commands |= {f"data {name}": one for name, one in typer.main.get_command(data_app).commands.items()}  # type: ignore[attr-defined]
+    for name, command in commands.items():
+        section = guide.partition(f"\n## `btm {name}`\n")[2].partition("\n## ")[0]
+        options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+        assert [option for option in options if option not in section and option not in ("--images",)] == [], name
