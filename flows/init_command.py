@@ -155,6 +155,7 @@ def _split(
 ) -> tuple["Catalog", dict[str, Any], dict[Path, str]]:
     """Return the catalog with a test split, the fields of `data` that name it, and the lists to write."""
     from btm_core.data.files import content_digests
+    from btm_core.data.listing import list_text, names_text
     from btm_core.data.recognising import without_test
     from btm_core.data.splitting import split_off_test
     from flows.start import settings_of
@@ -169,13 +170,8 @@ def _split(
     if folder:  # as the classes lie in it
         split = replace(split, root=f"{split.root}/{folder}", train=_below(split.train), test=_below(split.test))
     files = {name: output.with_name(f"{output.stem}-{name}.txt") for name in ("train", "test", "classes")}
-    lists = {
-        files[part.name]: "".join(
-            f"{path} {label}\n" for path, label in zip(part.paths or (), part.labels.tolist(), strict=True)
-        )
-        for part in (split.train, split.test)
-    }
-    lists[files["classes"]] = "".join(f"{name}\n" for name in split.class_names)
+    lists = {files[part.name]: list_text(part) for part in (split.train, split.test)}
+    lists[files["classes"]] = names_text(split.class_names)
     fields = {"format": "list", "root": split.root, "train": files["train"].name, "test": files["test"].name}
     return split, fields | {"class_names": files["classes"].name}, lists
 

@@ -1,6 +1,7 @@
 """The manifest of a data set: what it held when somebody checked it, and what changed since."""
 
 import json
+import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,8 @@ from tasks.settings import RuntimeSettings
 
 if TYPE_CHECKING:
     from btm_core.data.catalog import Catalog
+
+log = logging.getLogger(__name__)
 
 __all__ = ["changes", "keep_manifest", "manifest_of"]
 
@@ -32,6 +35,11 @@ def manifest_of(experiment: ExperimentConfig, settings: RuntimeSettings) -> dict
     if known is not None:
         check_complete(experiment.data, known)
     catalog = scan(experiment.data)
+    if catalog.train.paths is not None:
+        count = sum(len(split) for split in catalog.splits)
+        log.info(
+            "reading %s images to take their digests; those that were read before are not read again", f"{count:,}"
+        )
     digests = image_digests(catalog, settings.cache, telling(publish, f"data/{experiment.data.format}"))
     hashes = fingerprint(catalog, digests)
     counts = {split.name: class_counts(split.labels, catalog.num_classes) for split in catalog.splits}

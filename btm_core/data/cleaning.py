@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from btm_core.data.inspection import Inspection
+from btm_core.data.listing import list_text, names_text
 from btm_core.errors import DataError
 
 __all__ = ["write_clean_lists"]
@@ -18,7 +19,7 @@ def write_clean_lists(inspection: Inspection, folder: Path) -> dict[str, int]:
     several labels, and all but the first of those that are several times in one class of a split. Near copies stay, and
     test images of several labels: a person has to look at them.
 
-    Raises DataError if there are no files to list, or a class would lose its last image.
+    Raises DataError if there are no files to list, a class would lose its last image, or a list is there already.
     """
     catalog, looks, copies = inspection.catalog, inspection.looks, inspection.copies
     if catalog.train.paths is None or looks is None or copies is None:
@@ -41,12 +42,20 @@ def write_clean_lists(inspection: Inspection, folder: Path) -> dict[str, int]:
                 f"nothing would be left of {len(lost)} classes of the {split.name} split ({names}): add images of "
                 "them, or drop the classes"
             )
-        lists[split.name] = "".join(f"{split.paths[i]} {split.labels[i]}\n" for i in kept if split.paths)
-        dropped[split.name] = len(split) - len(kept)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in lists.items():
-        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in catalog.class_names), encoding="utf-8")
+        if len(split):
+            lists[split.name] = list_text(split.take(kept))
+            dropped[split.name] = len(split) - len(kept)
+    files = {folder / f"{name}.txt": text for name, text in lists.items()}
+    files[folder / "classes.txt"] = names_text(catalog.class_names)
+    there = [str(file) for file in files if file.exists()]
+    if there:
+        raise DataError(f"{there[0]} is there already; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
     return dropped
 
 

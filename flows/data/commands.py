@@ -1,5 +1,6 @@
 """`btm data inspect | prepare`: the commands. What they need is imported when they are called."""
 
+import difflib
 import json
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from btm_core.errors import ConfigError
+from btm_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
@@ -114,7 +115,11 @@ def _experiment(target: str, overrides: list[str]) -> tuple["ExperimentConfig", 
 
     if target in preset_names() or target.lower().endswith((".yaml", ".yml")):
         return load_experiment(target, overrides), False
-    experiment, found = recognised_experiment(target)
+    try:
+        experiment, found = recognised_experiment(target)
+    except DataError as error:
+        close = difflib.get_close_matches(target, preset_names(), n=1)
+        raise DataError(f"{error}\nDid you mean the preset {close[0]!r}?" if close else str(error)) from None
     print(f"btm: {target} is {found.saw}", file=sys.stderr)
     return with_overrides(experiment, overrides) if overrides else experiment, found.unsplit
 

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from btm_core.data.long_tail import FEW_BELOW, MANY_ABOVE
 from btm_core.text_plots import long_tail_plot
 
 __all__ = ["print_inspection", "print_prepared"]
@@ -20,7 +21,8 @@ def print_inspection(document: dict[str, Any], most: int) -> None:
     rows = document["per_class"]
     plain = not _can_draw()
     print(f"{document['name']}: training images a class, log scale\n")
-    print(long_tail_plot([row["train"] for row in rows], [row["class"] for row in rows], WIDTH, plain=plain))
+    counts, names = [row["train"] for row in rows], [_shown(row["class"]) for row in rows]
+    print(long_tail_plot(counts, names, WIDTH, plain=plain, paint=_paint if sys.stdout.isatty() else None))
     print()
     _print_splits(document["splits"])
     if document["images"] is not None:
@@ -29,14 +31,14 @@ def print_inspection(document: dict[str, Any], most: int) -> None:
     if not findings:
         print("\nNothing was found that needs mending.")
     for finding in findings:
-        print(f"\n{'!' if finding['serious'] else '-'} {finding['title']}")
+        print(f"\n{'!' if finding['serious'] else '-'} {_shown(finding['title'])}")
         shown = finding["items"] if finding["kind"] in ALWAYS_ALL else finding["items"][:most]
         for item in shown:
-            print("    " + ("\n      = ".join(item) if isinstance(item, list) else item))
+            print("    " + "\n      = ".join(map(_shown, item if isinstance(item, list) else [item])))
         if len(shown) < len(finding["items"]):
             print(f"    ... and {len(finding['items']) - len(shown):,} more: --most N, or --json")
         if finding["advice"]:
-            print(textwrap.fill(finding["advice"], 100, initial_indent="  ", subsequent_indent="  "))
+            print(textwrap.fill(_shown(finding["advice"]), 100, initial_indent="  ", subsequent_indent="  "))
     if "clean" in document:
         left_out = ", ".join(f"{count:,} of {split}" for split, count in document["clean"]["left_out"].items())
         folder = document["clean"]["folder"]
@@ -44,6 +46,19 @@ def print_inspection(document: dict[str, Any], most: int) -> None:
         print(f"data.test={folder}/test.txt and data.class_names={folder}/classes.txt, and data.root as it is.")
     if any(finding["serious"] for finding in findings):
         print("\n!: a run refuses it, or would give wrong figures.")
+
+
+def _shown(text: str) -> str:
+    """Return a text as this terminal can show it: names of files and classes are anybody's, and may hold anything."""
+    harmless = "".join(letter if letter.isprintable() else "?" for letter in text)
+    encoding = sys.stdout.encoding or "ascii"
+    return harmless.encode(encoding, "replace").decode(encoding)
+
+
+def _paint(letters: str, count: int) -> str:
+    """Colour by group: blue many, cyan medium, yellow few."""
+    color = 34 if count > MANY_ABOVE else 36 if count >= FEW_BELOW else 33
+    return f"\x1b[{color}m{letters}\x1b[0m"
 
 
 def _can_draw() -> bool:

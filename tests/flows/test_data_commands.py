@@ -43,6 +43,10 @@ def test_inspect_reports_and_plots(btm: Btm, own: Path) -> None:
     clean = ["--set=data.train=clean/train.txt", "--set=data.test=clean/test.txt"]
     done = btm("data", "inspect", "my.yaml", "--strict", *clean, cwd=own)
     assert done.returncode == 0, done.stdout
+    before = (own / "images/train.txt").read_text()
+    done = btm("data", "inspect", "my.yaml", "--write-clean", "images", cwd=own)
+    assert done.returncode == 2 and "images/train.txt is there already; choose another folder" in done.stderr
+    assert (own / "images/train.txt").read_text() == before
 
 
 def test_inspect_takes_data_as_they_are(btm: Btm, own: Path) -> None:
@@ -65,6 +69,7 @@ def test_inspect_takes_data_as_they_are(btm: Btm, own: Path) -> None:
     ("arguments", "message"),
     [
         (["absent"], "absent does not exist; expected a folder with train/CLASS"),
+        (["digits"], "Did you mean the preset 'digits-lt'?"),
         (["my.yaml", "--plot", "tail.jpeg"], "--plot tail.jpeg: name a .png or .svg file"),
         (["digits-lt", "--write-clean", "clean"], "lists of image files"),
         (["my.yaml", "--set", "data.train=absent.txt"], "absent.txt does not exist"),
@@ -142,3 +147,21 @@ def test_the_guide_shows_every_command_and_option() -> None:
         section = guide.partition(f"\n## `btm {name}`\n")[2].partition("\n## ")[0]
         options = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
         assert [option for option in options if option not in section and option not in ("--images",)] == [], name
+
+
+def test_names_that_anybody_may_have_given_do_no_harm(btm: Btm, tmp_path: Path) -> None:
+    """Escape sequences, letters that are none, and letters that the terminal lacks."""
+    root = write_digits(tmp_path / "images")
+    for old, new in (("digit-0", "\x1b[31mred"), ("digit-1", "\udcff"), ("digit-2", "鳥")):
+        for split in ("train", "test"):
+            (root / split / old).rename(root / split / new)
+    sorted((root / "train/鳥").iterdir())[0].write_bytes(b"")
+    for encoding in ("utf-8", "ascii"):
+        done = btm("data", "inspect", "images", cwd=tmp_path, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stdout and "?[31mred" in done.stdout
+    assert json.loads(btm("data", "inspect", "images", "--json", cwd=tmp_path).stdout)["classes"] == 3
+    for arguments in (["data", "inspect", "images", "--write-clean", "clean"], ["init", "images/train"]):
+        done = btm(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert "is no path of a file" in done.stderr
