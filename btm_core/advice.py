@@ -204,9 +204,7 @@ def _pretrain(seen: Seen, tiny: bool, large: bool) -> list[Choice]:
     slow = "Low, because the network is trained already." if seen.start else "The usual one of SGD with momentum."
     chosen += [
         Choice("pretrain.epochs", epochs, f"{why} ({seen.goal}: {GOALS[seen.goal]})."),
-        Choice(
-            "pretrain.batch_size", batch, f"At least six steps an epoch of {total:,} images, and no more than is usual."
-        ),
+        Choice("pretrain.batch_size", batch, _batch_reason(batch, total)),
         Choice("pretrain.lr", lr, slow if batch >= 64 or seen.start else f"{slow[:-1]}, less for so small a batch."),
         Choice("pretrain.weight_decay", 5e-4),
         Choice("pretrain.schedule", "cosine"),
@@ -249,7 +247,7 @@ def _finetune(seen: Seen, shots: int, tiny: bool, large: bool) -> list[Choice]:
     rate = "What worked on digits: a small network has far to go." if tiny else "The paper's, for such images."
     return [
         Choice("finetune.epochs", epochs, f"Of a subset, which has {drawn:,} images: quickly done."),
-        Choice("finetune.batch_size", batch, "At least three steps an epoch."),
+        Choice("finetune.batch_size", batch, _batch_reason(batch, drawn)),
         Choice(
             "finetune.lr", lr, f"{rate} If the ingredients are no better than stage 1, this is what to change first."
         ),
@@ -269,6 +267,12 @@ def _post_train(seen: Seen, tiny: bool, large: bool) -> list[Choice]:
 def _power_of_two(value: float, least: int, most: int) -> int:
     """Return the largest power of two that is at most `value`, within bounds that are powers of two."""
     return int(min(max(2 ** int(np.log2(max(value, 1))), least), most))
+
+
+def _batch_reason(batch: int, images: int) -> str:
+    if images < 3 * batch:
+        return f"Few steps an epoch of {images:,} images, but smaller batches are normalised by too few."
+    return f"{images // batch:,} steps an epoch of {images:,} images: many small steps train a network, few do not."
 
 
 def _images(count: int) -> str:

@@ -150,10 +150,13 @@ def _folder(place: _Place) -> Recognised:
         if _partner(files, name, TEST + VALIDATION):
             return _file(place, name, None)
     top = next((name for name in folders if name.lower() in ("train", "training")), None)
+    in_folders = None
     if top is not None and (classes := place.class_folders(top)):
-        return _split_folders(place, folders, top, len(classes))
-    if training:
+        in_folders = _split_folders(place, folders, top, len(classes))
+    if training and (in_folders is None or in_folders.unsplit):  # a list says more than folders do
         return _file(place, training[0], None)
+    if in_folders is not None:
+        return in_folders
     tables = [name for name in files if _suffix(name) in FORMATS]
     classes = place.class_folders()
     if len(tables) == 1 and len(classes) < 2:

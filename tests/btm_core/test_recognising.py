@@ -85,11 +85,15 @@ def test_a_split_may_have_other_names(images: Path) -> None:
     assert (fields["test"], fields["validation"]) == ("Test", "val")
 
 
-@pytest.mark.parametrize("layout", ["classes", "train alone", "list", "csv"])
+@pytest.mark.parametrize("layout", ["classes", "train alone", "list", "csv", "annotations"])
 def test_data_without_a_test_split_get_one(images: Path, layout: str) -> None:
     shutil.rmtree(images / "test")
     target = images
-    if layout == "classes":
+    if layout == "annotations":  # they say more than the folder does that lies beside them
+        (images / "test").mkdir()
+        write_inaturalist(images)
+        (images / "val2018.json").unlink()
+    elif layout == "classes":
         target = images / "train"
     elif layout == "list":
         lines = [f"{path} {name[-1]}\n" for path, name in as_table(images, "train")]
@@ -101,7 +105,7 @@ def test_data_without_a_test_split_get_one(images: Path, layout: str) -> None:
         shutil.move(images / "train", images / "pictures")
         (images / "labels.csv").write_text("\n".join(rows).replace("train/", ""))
     found = recognise(str(target))
-    assert found.unsplit
+    assert found.unsplit and (layout == "annotations") == (found.fields["format"] == "inaturalist")
     catalog = read(found.config())
     split = split_off_test(catalog, [str(i) for i in range(33)], 0.2, seed=0)
     assert split.train_counts.tolist() == [16, 6, 4] and len(split.test) == 4 + 2 + 1

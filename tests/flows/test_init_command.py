@@ -78,13 +78,13 @@ def test_nothing_is_overwritten_unless_forced(btm: Btm, tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_leaves_all_as_it_was(tmp_path: Path) -> None:
     from btm_core.errors import ConfigError
-    from flows.init_command import _keep
+    from btm_core.first_experiment import FirstExperiment
 
     output, old, new = (tmp_path / name for name in ("my.yaml", "my-train.txt", "my-test.txt"))
     output.write_text("mine")
     old.write_text("mine")
     with pytest.raises(ConfigError, match="data is missing"):
-        _keep(output, "seed: 0\n", {old: "theirs", new: "theirs"}, force=True)
+        FirstExperiment(output, "seed: 0\n", {old: "theirs", new: "theirs"}, "", {}, []).write(force=True)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"my.yaml": "mine", "my-train.txt": "mine"}
 
 
