@@ -24,6 +24,8 @@ TINT = 8.0
 FLAT = 3.0
 """An image whose thumbnail deviates less from its mean has nothing to be recognised by."""
 BLOCK = 512
+MOST_COMPARED = 2**21
+"""Hashes at a time: bounds the memory, of which pairs that agree take most."""
 
 
 @dataclass(frozen=True)
@@ -111,18 +113,30 @@ def _near_pairs(looks: Looks, parent: NDArray[np.int64]) -> Iterator[tuple[int, 
         starts = np.flatnonzero(np.diff(part[order].astype(np.int64), prepend=-1))
         for bucket in np.split(candidates[order], starts[1:]):
             if len(bucket) > 1:
-                yield from _pairs_within(looks, bucket)
+                yield from _pairs_within(looks, bucket, parent)
 
 
-def _pairs_within(looks: Looks, bucket: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def _pairs_within(looks: Looks, bucket: NDArray[np.int64], parent: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield pairs of near copies in a bucket, but for those that are in one group by now: a film has millions."""
     hashes = looks.hashes[bucket]
-    for start in range(0, len(bucket), BLOCK):
-        differing = np.bitwise_count(hashes[start : start + BLOCK, None] ^ hashes[None, start:])
+    step = max(1, min(BLOCK, MOST_COMPARED // len(bucket)))
+    for start in range(0, len(bucket), step):
+        differing = np.bitwise_count(hashes[start : start + step, None] ^ hashes[None, start:])
         rows, columns = np.nonzero(np.triu(differing <= BITS, 1))
-        for i in range(0, len(rows), BLOCK):
-            first, second = bucket[start + rows[i : i + BLOCK]], bucket[start + columns[i : i + BLOCK]]
-            alike = _alike(looks, first, second)
-            yield from zip(first[alike].tolist(), second[alike].tolist(), strict=True)
+        first, second = bucket[start + rows], bucket[start + columns]
+        while len(first):
+            apart = _roots(parent, first) != _roots(parent, second)
+            first, second = first[apart], second[apart]
+            alike = _alike(looks, first[:BLOCK], second[:BLOCK])
+            yield from zip(first[:BLOCK][alike].tolist(), second[:BLOCK][alike].tolist(), strict=True)
+            first, second = first[BLOCK:], second[BLOCK:]
+
+
+def _roots(parent: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    roots = parent[positions]
+    while not np.array_equal(above := parent[roots], roots):
+        roots = above
+    return roots
 
 
 def _alike(looks: Looks, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -103,6 +103,7 @@ def test_every_pair_of_near_hashes_is_compared(monkeypatch: pytest.MonkeyPatch) 
     wanted = pairs(looks.hashes)
     assert len(wanted) > 300
     monkeypatch.setattr(copies, "BLOCK", 7)
+    monkeypatch.setattr(copies, "MOST_COMPARED", 2000)
     assert set(copies._near_pairs(looks, np.arange(300))) == wanted
 
 
