@@ -51,6 +51,7 @@ class Seen:
     - class_names, train_counts, test_counts: (C,).
     - gpus: that can be seen here.
     - backbone, size: what the user asked for, if anything.
+    - validation: whether there is a validation split.
     """
 
     class_names: Sequence[str]
@@ -62,6 +63,7 @@ class Seen:
     start: Start | None = None
     backbone: str | None = None
     size: int | None = None
+    validation: bool = False
 
     @property
     def total(self) -> int:
@@ -105,6 +107,8 @@ def advise(seen: Seen) -> list[Choice]:
 
 def _validation(seen: Seen) -> list[Choice]:
     name, least = seen.smallest
+    if seen.validation:
+        return []
     if least >= 20:
         count = min(10, least // 10)
         why = (

@@ -119,6 +119,7 @@ def first_experiment(data: str, output: Path, wishes: Wishes, cache: Path | None
         start=_started(wishes.start, catalog) if wishes.start else None,
         backbone=wishes.backbone,
         size=wishes.size,
+        validation=catalog.validation is not None,
     )
     choices = advise(seen)
     shape = profile(catalog.train_counts)

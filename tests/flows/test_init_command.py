@@ -59,6 +59,20 @@ def test_what_it_writes_is_what_was_asked_for(btm: Btm, tmp_path: Path) -> None:
     assert scan(config.data).train_counts.tolist() == [20, 8, 5]
 
 
+def test_a_validation_split_that_is_there_is_taken(btm: Btm, tmp_path: Path) -> None:
+    root = write_digits(tmp_path / "images", train=(60, 50, 40))
+    shutil.copytree(root / "train", root / "val")
+    for image in sorted((root / "train").rglob("*.png"))[::2]:
+        image.unlink()
+    for image in sorted((root / "train").rglob("*.png")):
+        (root / "val" / image.relative_to(root / "train")).unlink()
+    done = btm("init", "images", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = load_experiment(tmp_path / "my.yaml")
+    assert (config.data.validation, config.data.validation_per_class) == ("val", None)
+    assert scan(config.data).train_counts.min() >= 20
+
+
 def test_nothing_is_overwritten_unless_forced(btm: Btm, tmp_path: Path) -> None:
     write_digits(tmp_path / "images", test=0)
     (tmp_path / "my-train.txt").write_text("mine")
