@@ -110,4 +110,5 @@ def _print(document: dict[str, Any]) -> None:
         print(f"Wrote {file}")
     print("\nWhat to type next:")
     print(f"  {as_typed('btm')} data inspect {document['file']}   # copies, unreadable images, suspicious labels")
+    print(f"  {as_typed('btm')} plan {document['file']}           # what a run will do, and how long it takes")
     print(f"  {as_typed('btm')} run {document['file']}")
