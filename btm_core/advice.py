@@ -193,7 +193,7 @@ def _pretrain(seen: Seen, tiny: bool, large: bool) -> list[Choice]:
         return [Choice("pretrain.checkpoint", seen.start.file, "Stage 1 is taken from it, and not trained.")]
     total = seen.total
     batch = _power_of_two(total / 6, 16, 256 if large and seen.gpus else 64 if large else 128)
-    steps_an_epoch = max(1, total // batch)
+    steps_an_epoch = -(-total // batch)  # the last batch is smaller
     least, most = EPOCHS[seen.goal]
     wanted = STEPS["large" if large else "small"][seen.goal] / (3 if seen.start else 1)
     epochs = int(min(max(round(wanted / steps_an_epoch), least), most))
@@ -276,7 +276,7 @@ def _power_of_two(value: float, least: int, most: int) -> int:
 def _batch_reason(batch: int, images: int) -> str:
     if images < 2 * batch:
         return f"Few steps an epoch of {images:,} images, but smaller batches are normalised by too few."
-    return f"{images // batch:,} steps an epoch of {images:,} images: many small steps train a network, few do not."
+    return f"{-(-images // batch):,} steps an epoch of {images:,} images: many small steps train a network, few do not."
 
 
 def _images(count: int) -> str:
