@@ -14,7 +14,7 @@ from btm_core.seeding import numpy_generator
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["interpolation_curves", "recall_by_frequency", "recall_scatter"]
+__all__ = ["interpolation_curves", "long_tail_profile", "recall_by_frequency", "recall_scatter"]
 
 BEFORE, AFTER, COUNTS = "#D55E00", "#0072B2", "#999999"
 SHAPES = {"many": "o", "medium": "s", "few": "^"}
@@ -212,4 +212,38 @@ def interpolation_curves(
             axis.legend(frameon=False)
         axis.set_xlabel("lambda")
         axis.set_ylabel(f"{name} on the test split (%)")
+    return figure
+
+
+def long_tail_profile(train_counts: ArrayLike, test_counts: ArrayLike, many_above: int, few_below: int) -> "Figure":
+    """Draw the images of each class on a log scale, classes sorted by training images, with many, medium and few.
+
+    Arguments:
+    - train_counts, test_counts: (C,) images a class; one without any is left out of the scale.
+    - many_above, few_below: bounds of the groups, training images.
+    """
+    from matplotlib.figure import Figure
+
+    train, test = np.asarray(train_counts), np.asarray(test_counts)
+    order = np.lexsort((np.arange(len(train)), -train))
+    edges = np.arange(len(train) + 1) + 0.5
+    figure = Figure(figsize=(8.0, 3.6), layout="constrained")
+    axis = figure.add_subplot()
+    groups = (
+        ("many", train > many_above, "#0072B2"),
+        ("medium", (train >= few_below) & (train <= many_above), "#56B4E9"),
+        ("few", train < few_below, "#E69F00"),
+    )
+    for name, members, color in groups:
+        if members.any():
+            shown = np.where(members[order], train[order], np.nan)
+            label = f"{name} ({members.sum():,} classes)"
+            axis.stairs(shown, edges, baseline=0.5, fill=True, color=color, label=label)
+    axis.stairs(np.where(test[order] > 0, test[order], np.nan), edges, baseline=None, color="#000000", label="test")
+    axis.set_yscale("log")
+    axis.set_ylim(0.5, 2 * max(train.max(), test.max(), 1))
+    axis.set_xlim(edges[0], edges[-1])
+    axis.set_xlabel("class, from most to fewest training images")
+    axis.set_ylabel("images a class")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=4, frameon=False)
     return figure

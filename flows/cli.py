@@ -14,10 +14,12 @@ import typer
 from btm_core.errors import BTMError
 from btm_core.urls import without_credentials
 from flows.compare_command import compare
+from flows.data.commands import data_app
 from flows.deploy_command import deploy
 from flows.doctor.commands import doctor
 from flows.evaluate_command import evaluate
 from flows.import_checkpoint import import_checkpoint
+from flows.init_command import init
 from flows.plan.commands import plan
 from flows.promote_command import promote, register
 from flows.stack.commands import down, status, up
@@ -54,6 +56,8 @@ app.command(name="import-checkpoint")(import_checkpoint)
 for _command in (plan, evaluate, compare, register, promote, up, down, status, deploy, doctor):
     app.command()(_command)
 app.add_typer(store_app, name="store")
+app.add_typer(data_app, name="data")
+app.command()(init)
 
 
 @app.callback(invoke_without_command=True)

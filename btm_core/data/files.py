@@ -27,6 +27,7 @@ __all__ = [
     "pack_pixels",
     "stat_files",
     "unread_files",
+    "in_threads",
 ]
 
 THREADS = 16
@@ -35,7 +36,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield what a function returns for each item, in order, while threads work on the others."""
     with ThreadPoolExecutor(THREADS) as pool:
         yield from pool.map(function, items, chunksize=1)
 
@@ -73,7 +75,7 @@ def stat_files(root: str, paths: Sequence[str]) -> list[Stat]:
         }
 
     known: dict[str, Stat] = {}
-    for found in _in_threads(listing, sorted({posixpath.dirname(path) for path in paths})):
+    for found in in_threads(listing, sorted({posixpath.dirname(path) for path in paths})):
         known.update(found)
     return [known.get(path) for path in paths]
 
@@ -153,7 +155,7 @@ def pack_files(
 
     done = 0
     for chunk in ImageReader(root).stream(paths, digests):
-        bad += [problem for problem in _in_threads(unpack, list(enumerate(chunk, done))) if problem is not None]
+        bad += [problem for problem in in_threads(unpack, list(enumerate(chunk, done))) if problem is not None]
         done += len(chunk)
     if bad:
         raise DataError(

@@ -15,12 +15,13 @@ from btm_core.errors import DataError, StoreError, some_of
 from btm_core.storage import open_filesystem, read_file, storage_settings
 from btm_core.storage.cache import FileCache
 
-__all__ = ["Fetching", "ImageReader"]
+__all__ = ["GONE", "Answer", "Fetching", "ImageReader", "why_unread"]
 
 THREADS = 16
 IN_FLIGHT = 32
 CHUNK = 256
 TELL_SECONDS = 1.0
+GONE = "it is gone"
 
 Answer = tuple[bytes, str] | Exception
 """Bytes and their sha256 (hex), or why there are none."""
@@ -65,7 +66,7 @@ class ImageReader:
             problems = {}
             for i, answer in zip(missing, self._obtain([paths[i] for i in missing]), strict=True):
                 if isinstance(answer, Exception):
-                    problems[i] = _words(answer)
+                    problems[i] = why_unread(answer)
                 elif digests is not None and answer[1] != digests[i]:
                     problems[i] = f"it has changed: its sha256 is {answer[1]}, no longer {digests[i]}"
                 else:
@@ -79,6 +80,10 @@ class ImageReader:
         """Yield the bytes of files as `read` returns them, some at a time, while the next are on their way."""
         yield from ahead(_chunks(len(paths)), lambda c: self.read(paths[c], None if digests is None else digests[c]), 2)
 
+    def attempts(self, paths: Sequence[str]) -> Iterator[list[Answer]]:
+        """Yield, some files at a time, the bytes and sha256 of each, or why there are none: no file is refused."""
+        yield from ahead(_chunks(len(paths)), lambda chunk: self._obtain(paths[chunk]), 2)
+
     def digests(self, paths: Sequence[str], tell: Tell | None = None) -> Iterator[str]:
         """Yield the sha256 (hex) of files as they are now. The cache keeps what comes from a remote root."""
 
@@ -88,7 +93,7 @@ class ImageReader:
         meter = _Meter(tell if self.remote else None, len(paths))
         for chunk, answers in zip(_chunks(len(paths)), ahead(_chunks(len(paths)), obtain, 2), strict=True):
             named = zip(paths[chunk], answers, strict=True)
-            self._refuse([f"{path}: {_words(a)}" for path, a in named if isinstance(a, Exception)])
+            self._refuse([f"{path}: {why_unread(a)}" for path, a in named if isinstance(a, Exception)])
             whole = [answer for answer in answers if not isinstance(answer, Exception)]
             meter.count([data for data, _ in whole])
             yield from (digest for _, digest in whole)
@@ -181,7 +186,8 @@ def _chunks(count: int) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, count, CHUNK)]
 
 
-def _words(error: Exception) -> str:
+def why_unread(error: Exception) -> str:
+    """Return why a file has no bytes, in words."""
     if isinstance(error, FileNotFoundError):
-        return "it is gone"
+        return GONE
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -28,7 +28,7 @@ from btm_core.data.tables import read_tables
 from btm_core.errors import DataError, some_of
 from btm_core.seeding import numpy_generator
 
-__all__ = ["IMAGE_SUFFIXES", "scan"]
+__all__ = ["IMAGE_SUFFIXES", "cut", "missing_files", "read", "scan"]
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,10 @@ def scan(config: DataConfig) -> Catalog:
 
     Raises DataError with one message for whatever is wrong; see `Catalog.check`.
     """
-    catalog = _READERS[config.format](config)
+    catalog = read(config)
     catalog.check()
     if config.imbalance_factor is not None:
-        kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
-        catalog = replace(catalog, train=catalog.train.take(kept))
+        catalog = cut(catalog, config)
         catalog.check()
     if config.validation_per_class is not None:
         catalog = _carved(catalog, config.validation_per_class, config.split_seed)
@@ -55,6 +54,21 @@ def scan(config: DataConfig) -> Catalog:
         )
     _check_files_exist(catalog)
     return catalog
+
+
+def read(config: DataConfig) -> Catalog:
+    """Return what the source lists, as it lists it: nothing is cut, carved or checked.
+
+    Raises DataError if it cannot be read as what it is said to be.
+    """
+    return _READERS[config.format](config)
+
+
+def cut(catalog: Catalog, config: DataConfig) -> Catalog:
+    """Return a balanced catalog with the long tail cut that `imbalance_factor` asks for."""
+    assert config.imbalance_factor is not None
+    kept = long_tail_indices(catalog.train.labels, config.imbalance_factor, config.split_seed)
+    return replace(catalog, train=catalog.train.take(kept))
 
 
 def _carved(catalog: Catalog, per_class: int, seed: int) -> Catalog:
@@ -216,21 +230,27 @@ def _folder_names(train: Split, count: int) -> tuple[str, ...] | None:
     return tuple(folders[c] for c in range(count)) if unique else None
 
 
-def _check_files_exist(catalog: Catalog) -> None:
+def missing_files(catalog: Catalog) -> tuple[list[str], list[str]]:
+    """Return the paths of images that are not there, and of those that have more bytes than an image may have."""
     if catalog.root is None or catalog.train.paths is None:
-        return
+        return [], []
     from btm_core.data.files import stat_files
 
     paths = [path for split in catalog.splits for path in split.paths or ()]
     found = dict(zip(paths, stat_files(catalog.root, paths), strict=True))
-    missing = [path for path in paths if found[path] is None]
+    large = [path for path, stat in found.items() if stat is not None and int(stat[0]) > MAX_IMAGE_BYTES]
+    return [path for path in paths if found[path] is None], large
+
+
+def _check_files_exist(catalog: Catalog) -> None:
+    count = sum(len(split) for split in catalog.splits)
+    missing, large = missing_files(catalog)
     if missing:
         raise DataError(
-            f"{len(missing)} of {len(paths)} listed images are missing below {catalog.root}:\n{some_of(missing)}"
+            f"{len(missing)} of {count} listed images are missing below {catalog.root}:\n{some_of(missing)}"
         )
-    large = [path for path, stat in found.items() if stat is not None and int(stat[0]) > MAX_IMAGE_BYTES]
     if large:
         raise DataError(
-            f"{len(large)} of {len(paths)} listed images below {catalog.root} have more than {MAX_IMAGE_BYTES} bytes; "
+            f"{len(large)} of {count} listed images below {catalog.root} have more than {MAX_IMAGE_BYTES} bytes; "
             f"scale them down:\n{some_of(large)}"
         )
