@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from btm_core.evidence import Evidence, require_comparable
 from btm_core.metrics import recall_report, shot_groups
 from btm_core.pages import inline, interval, percent, png, points, render_page, signed
-from btm_core.statistics import Difference, class_differences, paired_differences, worst_mean
+from btm_core.statistics import Difference, class_differences, paired_differences, resampled_recall, worst_mean
 
 __all__ = [
     "FIGURES",
@@ -101,9 +101,11 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     require_comparable([first.evidence, second.evidence], [first.spec or first.name, second.spec or second.name])
     one, two = first.evidence, second.evidence
     a, b = first.facts(one.group_counts), second.facts(one.group_counts)
-    found = paired_differences(one.targets, one.predictions, two.predictions, groups=shot_groups(one.group_counts))
+    pair = (one.targets, one.predictions, two.predictions)
+    drawn = resampled_recall(pair[0], np.stack(pair[1:]))  # once, for all figures and all classes
+    found = paired_differences(*pair, groups=shot_groups(one.group_counts), drawn=drawn)
     figures = {name: {"a": a[name], "b": b[name], **_json(found[name])} for name in FIGURES if name in found}
-    rows = _classes(one, two)
+    rows = _classes(one, two, class_differences(*pair, drawn=drawn))
     same = np.array_equal(one.train_counts, two.train_counts)
     return {
         "a": a,
@@ -114,8 +116,7 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     }
 
 
-def _classes(one: Evidence, two: Evidence) -> list[dict[str, Any]]:
-    differences = class_differences(one.targets, one.predictions, two.predictions)
+def _classes(one: Evidence, two: Evidence, differences: Sequence[Difference]) -> list[dict[str, Any]]:
     group_of = {int(c): name for name, mask in shot_groups(one.group_counts).items() for c in np.flatnonzero(mask)}
     before, after = one.report.recall.tolist(), two.report.recall.tolist()
     return [

@@ -78,14 +78,14 @@ def resampled_recall(
     random = numpy_generator("bootstrap", seed)
     classes = int(y.max()) + 1
     recall = np.empty((resamplings, len(p), classes))
-    for c in range(classes):
-        right = (p[:, y == c] == c).T
-        patterns, counts = np.unique(right, axis=0, return_counts=True)
-        total = counts.sum()
-        if total == 0:
+    right = (p == y)[:, np.argsort(y, kind="stable")].T
+    ends = np.cumsum(np.bincount(y))
+    for c, (start, end) in enumerate(zip(np.concatenate([[0], ends]), ends, strict=False)):
+        if start == end:
             raise DataError(f"class {c} has no test image")
-        draws = random.multinomial(total, counts / total, resamplings)
-        recall[:, :, c] = draws @ patterns / total
+        patterns, counts = np.unique(right[start:end], axis=0, return_counts=True)
+        draws = random.multinomial(end - start, counts / (end - start), resamplings)
+        recall[:, :, c] = draws @ patterns / (end - start)
     return recall
 
 
@@ -99,6 +99,7 @@ def paired_differences(
     confidence: float = 0.95,
     worst_share: float = WORST_SHARE,
     groups: Mapping[str, NDArray[np.bool_]] | None = None,
+    drawn: NDArray[np.float64] | None = None,
 ) -> dict[str, Difference]:
     """Compare two ways of training, run by run: second minus first, averaged over the runs, for each summary of recall.
 
@@ -110,19 +111,21 @@ def paired_differences(
     - targets: (N,); first, second: predictions (S, N) of S runs each, paired by position.
     - worst_share: share of the classes that `worst_mean` is of, at least one class.
     - groups: masks (C,) of classes, by name: their mean recall is one more figure, unless there are none.
+    - drawn: `resampled_recall` of first and second, (R, 2 S, C), by whoever has it already.
     """
     y, a, both = _paired(targets, first, second)
     weights = np.bincount(y) / len(y)
     members = {name: mask for name, mask in (groups or {}).items() if mask.any()}
     measured = _summaries(_recall(y, both)[None], weights, floor, worst_share, members)
-    drawn = _summaries(resampled_recall(y, both, resamplings, seed), weights, floor, worst_share, members)
+    recall = resampled_recall(y, both, resamplings, seed) if drawn is None else drawn
+    resampled = _summaries(recall, weights, floor, worst_share, members)
     return {
         name: _difference(
             (measured[name][0, len(a) :] - measured[name][0, : len(a)]).mean(),
             (values[:, len(a) :] - values[:, : len(a)]).mean(1),
             confidence,
         )
-        for name, values in drawn.items()
+        for name, values in resampled.items()
     }
 
 
@@ -133,6 +136,7 @@ def class_differences(
     resamplings: int = 1000,
     seed: int = 0,
     confidence: float = 0.95,
+    drawn: NDArray[np.float64] | None = None,
 ) -> list[Difference]:
     """Compare the recall of each class as `paired_differences` does; returns C differences, second minus first.
 
@@ -140,10 +144,11 @@ def class_differences(
     """
     y, a, both = _paired(targets, first, second)
     measured = _recall(y, both)
-    drawn = resampled_recall(y, both, resamplings, seed)
+    recall = resampled_recall(y, both, resamplings, seed) if drawn is None else drawn
     mean = (measured[len(a) :] - measured[: len(a)]).mean(0)
-    change = (drawn[:, len(a) :] - drawn[:, : len(a)]).mean(1)
-    return [_difference(mean[c], change[:, c], confidence) for c in range(len(mean))]
+    change = (recall[:, len(a) :] - recall[:, : len(a)]).mean(1)
+    low, high = np.quantile(change, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
+    return [Difference(*map(float, row)) for row in zip(mean, low, high, strict=True)]
 
 
 def worst_mean(recall: NDArray[np.float64], share: float = WORST_SHARE) -> NDArray[np.float64]:
