@@ -3,12 +3,15 @@
 `btm_core.side_by_side` compares two models image by image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from btm_core.pages import page_environment
 from btm_core.statistics import spread
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = ["FIGURES", "Row", "cell", "comparison", "comparison_html", "comparison_markdown"]
 
@@ -89,12 +92,18 @@ def _table(part: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Percent, of the {part['split']} split ({part['split_hash'][:12]}); n = {runs}."]
 
 
-def comparison_html(document: dict[str, Any], figures: dict[str, str] | None = None) -> str:
-    """Return the table as one HTML page; `figures` are data URLs of images, by caption."""
+def comparison_html(
+    document: dict[str, Any], charts: "Mapping[str, Sequence[Markup]] | None" = None, note: str = ""
+) -> str:
+    """Return the table as one HTML page.
+
+    Arguments:
+    - charts: drawings of `btm_core.charts`, by caption; `note` says how to read them.
+    """
     environment = page_environment()
     environment.filters["cell"] = lambda summary, name: cell(name, summary[name])
     template = environment.get_template("comparison.html.j2")
-    return template.render(document=document, headings=FIGURES, figures=figures or {})
+    return template.render(document=document, headings=FIGURES, charts=charts or {}, note=note)
 
 
 def cell(name: str, summary: dict[str, Any] | None) -> str:

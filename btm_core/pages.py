@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-__all__ = ["inline", "page_environment", "percent", "png", "render_page"]
+__all__ = ["data_url", "inline", "page_environment", "percent", "png", "points", "render_page"]
 
 
 def page_environment() -> "Environment":
@@ -68,4 +68,9 @@ def png(figure: "Figure") -> bytes:
 
 def inline(image: bytes) -> str:
     """Return a PNG as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+    return data_url("image/png", image)
+
+
+def data_url(kind: str, content: bytes) -> str:
+    """Return something as a data URL of a media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

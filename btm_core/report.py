@@ -1,4 +1,4 @@
-"""The report of a run: one JSON document, and one self-contained HTML page made from it.
+"""The report of a run: one JSON document, and its figures. `btm_core.report_page` makes a page of it.
 
 C classes; models are listed in the order of the paper's Table 12.
 """
@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from btm_core.metrics import RecallReport, confusions
-from btm_core.pages import inline, png, render_page
+from btm_core.calibration import calibration
+from btm_core.evidence import Evidence
+from btm_core.metrics import RecallReport, confusions, shot_groups
+from btm_core.pages import png
+from btm_core.side_by_side import Evaluated, cautions, pair_document
 
-__all__ = ["ModelResult", "build_report", "render_html"]
+__all__ = ["ModelResult", "build_report", "class_rows", "figures"]
 
 SUMMARY = (
     "h_mean",
@@ -30,7 +33,10 @@ SUMMARY = (
 
 @dataclass(frozen=True, eq=False)
 class ModelResult:
-    """One evaluated model: its name, the stage that made it, its artifacts, its recall and predictions (N,)."""
+    """One evaluated model: its name, the stage that made it, its artifacts, its recall and predictions (N,).
+
+    `confidences` (N,) are the probabilities of the predicted classes, if they are known.
+    """
 
     name: str
     stage: str
@@ -40,6 +46,7 @@ class ModelResult:
     predictions: NDArray[np.int64]
     split: str
     split_hash: str
+    confidences: NDArray[np.float32] | None = None
 
     def row(self) -> dict[str, Any]:
         """Return name, stage and the scalar figures (fractions)."""
@@ -62,11 +69,15 @@ def build_report(
     """Return the report as a JSON-ready document.
 
     Arguments:
-    - run: facts on this run: run_id, versions, lineage, data, and so on; taken as they are.
+    - run: facts on this run: run_id, versions, lineage, data, and so on; taken as they are. `data.group_counts` (C,)
+        say what is many, medium and few; without it `train_counts` do.
     - experiment: the configuration.
     - targets: (N,) classes of the test images.
     - models: in order; the last is the final model, the first stage 1.
     - lowest: how many of the final model's worst classes to list.
+
+    Besides the figures of every model it has `comparison`, the final model against the one that BTM must beat (stage 1
+    post-trained, or else stage 1) as `btm_core.side_by_side.pair_document` compares two, and `calibration` of both.
     """
     final, first = models[-1], models[0]
     before = next((model for model in models if model.stage == "baseline"), first)
@@ -93,14 +104,50 @@ def build_report(
         "test_images": totals.tolist(),
         "recall": {model.name: model.recall.recall.tolist() for model in models},
     }
+    group_counts = np.asarray(run.get("data", {}).get("group_counts", train_counts))
+
+    def evaluated(model: ModelResult) -> Evaluated:
+        facts = (model.split, model.split_hash, tuple(class_names), train_counts, group_counts)
+        return Evaluated(model.name, Evidence(*facts, targets, model.predictions))
+
+    comparison = pair_document(evaluated(before), evaluated(final))
+    compared = comparison.pop("per_class")
+    classes |= {key: [row[key] for row in compared] for key in ("group", "low", "high")}
     return {
         **run,
         "models": [model.row() for model in models],
         "compared_with": before.name,
+        "comparison": comparison | {"cautions": cautions(comparison)},
+        "calibration": {model.name: _calibration(model, targets, group_counts) for model in (before, final)},
         "lowest_classes": worst,
         "classes": classes,
         "experiment": experiment,
     }
+
+
+def _calibration(
+    model: ModelResult, targets: NDArray[np.int64], group_counts: NDArray[np.int64]
+) -> dict[str, Any] | None:
+    """Return how calibrated a model is, overall and on the test images of many, medium and few; None if unknown."""
+    if model.confidences is None:
+        return None
+    right = model.predictions == targets
+    members = {name: mask[targets] for name, mask in shot_groups(group_counts).items()}
+    chosen = {"overall": np.ones(len(targets), bool), **members}
+    return {
+        name: calibration(model.confidences[images], right[images]).to_json() if images.any() else None
+        for name, images in chosen.items()
+    }
+
+
+def class_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row a class, the model before and the final one, as `per_class` of a pair of models."""
+    classes, recall = report["classes"], report["classes"]["recall"]
+    columns = [classes[key] for key in ("name", "group", "train_images", "test_images")]
+    columns += [recall[report["compared_with"]], recall[report["models"][-1]["name"]], classes["low"], classes["high"]]
+    keys = ("name", "group", "train_images", "test_images", "a", "b", "low", "high")
+    rows = [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
+    return [{"class": c, **row, "difference": row["b"] - row["a"]} for c, row in enumerate(rows)]
 
 
 def figures(report: dict[str, Any]) -> dict[str, bytes]:
@@ -115,12 +162,3 @@ def figures(report: dict[str, Any]) -> dict[str, bytes]:
     for key, (before, after) in pairs.items():
         images[key] = png(recall_by_frequency(recall[before], recall[after], counts, before, after))
     return images
-
-
-def render_html(report: dict[str, Any], images: dict[str, bytes]) -> str:
-    """Return the report as one HTML page that needs nothing beside it."""
-    import yaml
-
-    inlined = {key: inline(data) for key, data in images.items()}
-    config = yaml.safe_dump(report["experiment"], sort_keys=False, default_flow_style=None)
-    return render_page("report.html.j2", **report, figures=inlined, config=config)

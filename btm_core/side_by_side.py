@@ -7,15 +7,19 @@ several runs. C classes.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from btm_core.class_table import ClassTable
 from btm_core.evidence import Evidence, require_comparable
 from btm_core.metrics import recall_report, shot_groups
-from btm_core.pages import inline, interval, percent, png, points, render_page, signed
+from btm_core.pages import interval, percent, points, render_page, signed
 from btm_core.statistics import Difference, class_differences, paired_differences, resampled_recall, worst_mean
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 __all__ = [
     "FIGURES",
@@ -26,7 +30,6 @@ __all__ = [
     "changes",
     "most_lost",
     "pair_document",
-    "pair_figures",
     "pair_html",
     "pair_markdown",
     "side_by_side",
@@ -49,7 +52,7 @@ FIGURES = {
 LETTERS = "BCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What the models that are compared with A are called, in order."""
 SHOWN = 50
-"""Of the classes that lost most, and of the lowest, so many are on a page."""
+"""Of the classes that lost most so many are listed on a page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,36 +157,48 @@ def _changed(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def pair_figures(document: dict[str, Any], letter: str = "B") -> dict[str, bytes]:
-    """Return the figures of a pair as PNG: recall before against after, and both by training frequency."""
-    from btm_core.plots import recall_by_frequency, recall_scatter
-
-    rows = document["per_class"]
-    column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}
-    groups = {name: np.array([row["group"] == name for row in rows]) for name in ("many", "medium", "few")}
-    counts = column["train_images"]
-    scatter = recall_scatter(
-        column["a"], column["b"], counts, column["test_images"], groups, column["name"], "A", letter
-    )
-    by_frequency = recall_by_frequency(column["a"], column["b"], counts, "A", letter)
-    return {"scatter": png(scatter), "by_frequency": png(by_frequency)}
-
-
 def pair_html(document: dict[str, Any], letter: str = "B", shown: int = SHOWN) -> str:
-    """Return figures, tables and lists of one pair as a fragment of HTML, for a page with the style of `style.css`.
+    """Return charts, tables and lists of one pair as a fragment of HTML, for a page that extends `page.html.j2`.
 
-    Of classes, the `shown` that lost most and the `shown` lowest are in it.
+    The `shown` classes that lost most are listed; all classes are in a table to search.
     """
+    rows = document["per_class"]
     return render_page(
         "pair.html.j2",
         document=document,
         headings=FIGURES,
-        images={name: inline(image) for name, image in pair_figures(document, letter).items()},
+        charts=_pair_charts(document, letter),
         letter=letter,
         cautions=cautions(document),
         lost=most_lost(document, shown),
-        lowest=sorted(document["per_class"], key=lambda row: (row["b"], row["difference"]))[:shown],
+        table=ClassTable(rows, "A", letter, f"{letter}-class"),
     )
+
+
+def _pair_charts(document: dict[str, Any], letter: str) -> "dict[str, Markup]":
+    from btm_core.charts import change_chart, frequency_chart, recall_histogram, scatter_chart
+
+    rows, summary = document["per_class"], document["summary"]
+    column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}
+    both, recalls = f"of A and of {letter}", (column["a"], column["b"])
+    return {
+        "change": change_chart(
+            [(heading, summary[name]) for name, heading in FIGURES.items() if name in summary],
+            f"Changes from A to {letter} with their intervals; the table has the numbers",
+        ),
+        "by_frequency": frequency_chart(
+            *recalls, column["train_images"], column["name"], f"Recall of each class {both}, by frequency"
+        ),
+        "scatter": scatter_chart(
+            *recalls,
+            column["test_images"],
+            {name: np.array([row["group"] == name for row in rows]) for name in ("many", "medium", "few")},
+            column["name"],
+            f"Recall of each class: A across, {letter} up",
+            ("recall of A (%)", f"recall of {letter} (%)"),
+        ),
+        "histogram": recall_histogram(*recalls, f"How many classes have which recall, {both}"),
+    }
 
 
 def side_by_side_html(document: dict[str, Any], shown: int = SHOWN) -> str:

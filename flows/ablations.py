@@ -4,14 +4,13 @@ import datetime
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow
 
 from btm_core.ablations import ABLATIONS, Variant, subset_alert, with_values
 from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown
 from btm_core.config import ExperimentConfig
-from btm_core.pages import inline, png
 from btm_core.storage import Artifact, Store
 from flows.btm import FLOW_OPTIONS, algorithm, btm, shared_inputs, stage1_step
 from flows.work import do, each, mended, together
@@ -24,7 +23,15 @@ from tasks.run import Run
 from tasks.sample import SampleSubset, UnionOfSubsets
 from tasks.settings import RuntimeSettings
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 __all__ = ["ablate", "interpolate", "repeat"]
+
+CURVES = (
+    "lambda is the second model's share of the weights. The dashed line, if there is one, is the model trained on the "
+    "union of both subsets."
+)
 
 
 @flow(name="btm-repeat", **FLOW_OPTIONS)
@@ -124,7 +131,7 @@ def _interpolated(
         **_facts(experiment, run_id, [experiment.seed], figures[0]),
     )
     curves = {path: [figures[number * points + i] for i in range(points)] for number, path in enumerate(paths)}
-    return _publish(store, run_id, document, _curves(shares, curves, figures[-1]))
+    return _publish(store, run_id, document, _curves(shares, curves, figures[-1]), CURVES)
 
 
 def _over_runs(runs: list[list[dict[str, Any]]]) -> list[Row]:
@@ -197,26 +204,34 @@ def _facts(experiment: ExperimentConfig, run_id: str, seeds: list[int], row: dic
 
 
 def _publish(
-    store: Store, run_id: str, document: dict[str, Any], figures: dict[str, bytes] | None = None
+    store: Store, run_id: str, document: dict[str, Any], charts: "dict[str, list[Markup]] | None" = None, note: str = ""
 ) -> dict[str, Any]:
     """Write the comparison as JSON, Markdown and HTML; return the document with their URLs."""
-    inlined = {caption: inline(image) for caption, image in (figures or {}).items()}
     texts = {
         "comparison.json": json.dumps(document, indent=1),
         "comparison.md": comparison_markdown(document),
-        "comparison.html": comparison_html(document, inlined),
+        "comparison.html": comparison_html(document, charts, note),
     }
     urls = {name: store.write(text.encode(), "runs", run_id, name) for name, text in texts.items()}
     return document | {"report": urls["comparison.html"], "markdown": urls["comparison.md"]}
 
 
-def _curves(shares: list[float], paths: dict[str, list[dict[str, Any]]], union: dict[str, Any]) -> dict[str, bytes]:
+def _curves(
+    shares: list[float], paths: dict[str, list[dict[str, Any]]], union: dict[str, Any]
+) -> "dict[str, list[Markup]]":
     """Draw the H-mean and G-mean along both paths."""
-    from btm_core.plots import interpolation_curves
+    from btm_core.charts import interpolation_chart
 
-    images = {}
+    drawn = {}
     for path, rows in paths.items():
-        level = None if path.startswith("stage") else (union["h_mean"], union["g_mean"])
-        h_mean, g_mean = ([row[name] for row in rows] for name in ("h_mean", "g_mean"))
-        images[path] = png(interpolation_curves(shares, h_mean, g_mean, level))
-    return images
+        drawn[path] = [
+            interpolation_chart(
+                shares,
+                [row[name] for row in rows],
+                None if path.startswith("stage") else union[name],
+                heading,
+                f"{heading} of models between the two, {path}",
+            )
+            for name, heading in (("h_mean", "H-mean"), ("g_mean", "G-mean"))
+        ]
+    return drawn

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from btm_core.evidence import Evidence
 
-__all__ = ["PREDICTIONS", "RECALL", "Evaluate", "evaluation_step", "evidence_of", "predictions_of"]
+__all__ = ["PREDICTIONS", "RECALL", "Evaluate", "answers_of", "evaluation_step", "evidence_of", "predictions_of"]
 
 PREDICTIONS, RECALL = "predictions.safetensors", "recall.json"
 GROUP_BYTES = 2 * 2**30
@@ -127,13 +127,18 @@ def _sharing_images(steps: Sequence[Evaluate], works: Sequence[Workspace]) -> It
         yield group
 
 
-def predictions_of(store: Store, evaluation: Artifact) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
-    """Return targets (N,) and predictions (N,) of an evaluation."""
+def answers_of(store: Store, evaluation: Artifact) -> "dict[str, NDArray[Any]]":
+    """Return `target`, `predicted` and `confidence` (N,) of an evaluation."""
     from btm_core.tensor_files import load_arrays
 
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
-        tensors = load_arrays(store.fetch(evaluation, PREDICTIONS, Path(folder)))
-        return tensors["target"], tensors["predicted"]
+        return load_arrays(store.fetch(evaluation, PREDICTIONS, Path(folder)))
+
+
+def predictions_of(store: Store, evaluation: Artifact) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """Return targets (N,) and predictions (N,) of an evaluation."""
+    answers = answers_of(store, evaluation)
+    return answers["target"], answers["predicted"]
 
 
 def evidence_of(store: Store, evaluation: Artifact) -> "Evidence":

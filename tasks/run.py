@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from btm_core.data.long_tail import profile
 from btm_core.storage import Artifact, Store
 from btm_core.urls import without_credentials
 from tasks.data import LABELS, describe, group_counts
-from tasks.evaluate import RECALL, predictions_of
+from tasks.evaluate import RECALL, answers_of
 from tasks.events import Event, listening
 from tasks.journal import Journal, is_over
 from tasks.sample import SUBSET
+from tasks.samples import image_reader, within
 from tasks.settings import RuntimeSettings
 from tasks.stages import WEIGHTS
 from tasks.step import host_facts, versions
@@ -27,10 +29,17 @@ from tasks.tracking import PER_CLASS, Tracker, run_note, split_metrics
 from tasks.workspace import RECORDS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from btm_core.report import ModelResult
+    from btm_core.thumbnails import Thumbnail
 
 __all__ = ["Model", "Run"]
 
+log = logging.getLogger(__name__)
+
+THUMBNAIL_SECONDS = 60.0
+"""Longest wait for the images of a report."""
 STAGES = ("data", "pretrain", "fc", "sample", "finetune", "merge", "post_train", "evaluate")
 
 
@@ -110,16 +119,19 @@ class Run:
         `models` are evaluated on the test split, `validated` are the same on the validation split, if there is one;
         `lost` tells why there is no ingredient of a subset.
         """
-        from btm_core.report import figures, render_html
+        from btm_core.report import figures
+        from btm_core.report_page import render_html
 
-        report = self._report(data, subset, models)
+        results, labels = self._results(models), self._labels(data)
+        report = self._report(data, subset, results, labels)
         report["lost_ingredients"] = [{"subset": index, "reason": reason} for index, reason in (lost or {}).items()]
         report["validation"] = [result.row() for result in self._results(validated)]
         images = figures(report)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             folder = Path(name)
             (folder / "report.json").write_text(json.dumps(report, indent=1))
-            (folder / "report.html").write_text(render_html(report, images), encoding="utf-8")
+            page = render_html(report, *self._thumbnails(data, report, results[-1], labels))
+            (folder / "report.html").write_text(page, encoding="utf-8")
             for key, png in images.items():
                 (folder / f"{key}.png").write_bytes(png)
             urls = {
@@ -130,17 +142,46 @@ class Run:
             self._track(report, models, sorted(folder.iterdir()), urls["report.html"])
         return summary
 
-    def _report(self, data: Artifact, subset: Artifact, models: Sequence[Model]) -> dict[str, Any]:
+    def _labels(self, data: Artifact) -> "dict[str, NDArray[Any]]":
+        """Return the labels of each split."""
+        from btm_core.tensor_files import load_arrays
+
+        with tempfile.TemporaryDirectory(prefix="btm-") as name:
+            return load_arrays(self.store.fetch(data, LABELS, Path(name)))
+
+    def _thumbnails(
+        self, data: Artifact, report: dict[str, Any], final: "ModelResult", labels: "dict[str, NDArray[Any]]"
+    ) -> "tuple[dict[int, list[Thumbnail]], str]":
+        """Return small images of the lowest classes, or why there are none: that is no reason to lose a run."""
+        from btm_core.thumbnails import choose_samples, thumbnails
+
+        count = self.experiment.evaluation.thumbnails
+        if not count:
+            return {}, "No images are shown: evaluation.thumbnails is 0."
+        classes = [row["class"] for row in report["lowest_classes"]]
+        answers = (labels["test"], final.predictions, final.confidences)
+        samples = choose_samples(classes, labels["train"], *answers, count)
+
+        def made() -> "dict[int, list[Thumbnail]]":
+            return thumbnails(samples, image_reader(self.store, data, self.experiment.data.root))
+
+        try:
+            found = within(THUMBNAIL_SECONDS, made)
+        except Exception as error:  # whatever a disk, a network or a decoder comes up with
+            log.warning("the report shows no images: %s", error)
+            return {}, f"No images are shown, for they could not be read: {without_credentials(str(error))[:300]}"
+        missing = len(classes) - len(found)
+        return found, f"Images of the last {missing} are left out: they would be too large." if missing else ""
+
+    def _report(
+        self, data: Artifact, subset: Artifact, results: "list[ModelResult]", labels: "dict[str, NDArray[Any]]"
+    ) -> dict[str, Any]:
         import numpy as np
 
         from btm_core.report import build_report
-        from btm_core.tensor_files import load_arrays
 
-        results = self._results(models)
         description = describe(self.store, data)
         drawn = self.store.read_json(subset, SUBSET)
-        with tempfile.TemporaryDirectory(prefix="btm-") as name:
-            labels = load_arrays(self.store.fetch(data, LABELS, Path(name)))
         counts = np.asarray(description["train_counts"])
         found = profile(counts, group_counts(description))
         carved = "; groups by the counts before the validation split was carved"
@@ -184,10 +225,20 @@ class Run:
             values = self.store.read_json(model.evaluation, RECALL)
             split, split_hash = values.pop("split"), values.pop("split_hash")
             values["recall"] = np.asarray(values["recall"], dtype=np.float64)
-            _, predicted = predictions_of(self.store, model.evaluation)
-            addresses = (model.artifact.address, model.evaluation.address)
-            recall = RecallReport(**values)
-            results.append(ModelResult(model.name, model.stage, *addresses, recall, predicted, split, split_hash))
+            answers = answers_of(self.store, model.evaluation)
+            results.append(
+                ModelResult(
+                    name=model.name,
+                    stage=model.stage,
+                    artifact=model.artifact.address,
+                    evaluation=model.evaluation.address,
+                    recall=RecallReport(**values),
+                    predictions=answers["predicted"],
+                    split=split,
+                    split_hash=split_hash,
+                    confidences=answers.get("confidence"),
+                )
+            )
         return results
 
     def _in_order(self) -> list[tuple[str, bool]]:

@@ -248,6 +248,13 @@ class EvaluationConfig(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="arithmetic of predictions; bfloat16 is faster, and moves some images to another class"
     )
+    thumbnails: int = Field(
+        6,
+        ge=0,
+        le=12,
+        json_schema_extra=NOT_IDENTITY,
+        description="so many training images, and mistakes, of each of the lowest classes are in the report; 0: none",
+    )
 
 
 class ExperimentConfig(Section):

@@ -1,0 +1,74 @@
+"""The table of all classes of a page: searched, sorted, filtered and paged where it is read, however many there are.
+
+Its rows are a JSON document inside the page; `class_table.js` shows a page of them at a time. Without scripts the first
+page stands there.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["PAGE", "ClassTable"]
+
+PAGE = 50
+"""Rows that are shown at a time."""
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes with their recall before and after.
+
+    - rows: as `per_class` of `btm_core.side_by_side.pair_document`.
+    - before, after: what the two models are called in the headings.
+    - prefix: of the ids of this table; two tables of one page need two.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    before: str = "Before"
+    after: str = "After"
+    prefix: str = "class"
+
+    @property
+    def columns(self) -> list[dict[str, str]]:
+        """Key, heading and kind of each column."""
+        return [
+            {"key": "name", "title": "Class", "kind": "text"},
+            {"key": "group", "title": "Group", "kind": "text"},
+            {"key": "train", "title": "Training images", "kind": "count"},
+            {"key": "test", "title": "Test images", "kind": "count"},
+            {"key": "before", "title": self.before, "kind": "percent"},
+            {"key": "after", "title": self.after, "kind": "percent"},
+            {"key": "change", "title": "Change", "kind": "points"},
+            {"key": "interval", "title": "95 % interval", "kind": "interval"},
+        ]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """What the script reads: columns, and of each class its number and the cells of its row."""
+        return {
+            "columns": self.columns,
+            "prefix": self.prefix,
+            "page": PAGE,
+            "rows": [_cells(row) for row in self.rows],
+        }
+
+    @property
+    def first(self) -> list[dict[str, Any]]:
+        """The rows of the first page, the lowest first, as the script sorts them, too."""
+        return sorted(self.rows, key=lambda row: (_tenth(row["b"]), row["class"]))[:PAGE]
+
+
+def _cells(row: dict[str, Any]) -> list[Cell]:
+    """Return number, name, group, training and test images, both recalls, the change and both ends of its interval.
+
+    Recalls are in percent, with one digit: that is what the table shows.
+    """
+    figures = [_tenth(row[key]) for key in ("a", "b", "difference", "low", "high")]
+    return [row["class"], row["name"], row["group"], row["train_images"], row["test_images"], *figures]
+
+
+def _tenth(value: float) -> float:
+    found = round(100 * value, 1)
+    return int(found) if found == int(found) else found  # 100, not 100.0: it is a third of the page's bytes

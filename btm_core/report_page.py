@@ -1,0 +1,133 @@
+"""The page of a run: one HTML file that needs nothing beside it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from btm_core.charts import (
+    change_chart,
+    frequency_chart,
+    models_chart,
+    recall_histogram,
+    reliability_chart,
+    scatter_chart,
+)
+from btm_core.class_table import ClassTable
+from btm_core.pages import data_url, percent, points, render_page
+from btm_core.report import class_rows
+from btm_core.side_by_side import FIGURES
+from btm_core.thumbnails import Thumbnail
+
+__all__ = ["render_html"]
+
+MOST_CHANGED = 10
+"""Classes that are named of those that got better, and of those that got worse."""
+LEAD = {"h_mean": "the H-mean", "lowest_recall": "the lowest recall", "accuracy": "accuracy"}
+Thumbnails = Mapping[int, Sequence[Thumbnail]]
+
+
+def render_html(report: dict[str, Any], thumbnails: Thumbnails | None = None, without: str = "") -> str:
+    """Return the report as one HTML page.
+
+    Arguments:
+    - thumbnails: of classes, by their number.
+    - without: why there are none, or not of all of the lowest classes.
+    """
+    import yaml
+
+    rows = class_rows(report)
+    summary = report["comparison"]["summary"]
+    config = yaml.safe_dump(report["experiment"], sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return render_page(
+        "report.html.j2",
+        **report,
+        rows=rows,
+        before=next(row for row in report["models"] if row["name"] == report["compared_with"]),
+        headings={name: heading for name, heading in FIGURES.items() if name in summary},
+        lead=lead(report),
+        told=told(summary),
+        most={side: [rows[row["class"]] for row in summary[side][:MOST_CHANGED]] for side in ("better", "worse")},
+        clearly={side: sum(row["clear"] for row in summary[side]) for side in ("better", "worse")},
+        charts=charts(report, rows),
+        table=ClassTable(rows),
+        thumbnails=thumbnails or {},
+        without=without,
+        config=config,
+        config_url=data_url("text/yaml", config.encode()),
+    )
+
+
+def lead(report: dict[str, Any]) -> str:
+    """Say in one sentence what BTM did to the three figures that matter most, with intervals."""
+    summary, parts = report["comparison"]["summary"], []
+    for name, words in LEAD.items():
+        row = summary[name]
+        verb = "raised" if row["difference"] > 0 else "lowered" if row["difference"] < 0 else "left"
+        if verb == "left":
+            parts.append(f"left {words} at {percent(row['b'])}\N{NO-BREAK SPACE}%")
+            continue
+        ends = f"95\N{NO-BREAK SPACE}% interval {points(row['low'])} to {points(row['high'])}"
+        change = f"{points(row['difference'])} points, {ends}"
+        parts.append(f"{verb} {words} from {percent(row['a'])} to {percent(row['b'])}\N{NO-BREAK SPACE}% ({change})")
+    return f"Against {report['compared_with']}, BTM {', '.join(parts[:-1])}, and {parts[-1]}."
+
+
+def told(summary: Mapping[str, Any]) -> list[str]:
+    """Say of each of the three whether the choice of test images explains the change."""
+    found: dict[str, list[str]] = {"beyond": [], "chance": [], "unreliable": []}
+    for name, words in LEAD.items():
+        row = summary[name]
+        if row["low"] == row["difference"] == row["high"] == 0:
+            continue
+        reliable = row["low"] <= row["difference"] <= row["high"]
+        clear = row["low"] > 0 or row["high"] < 0
+        found["unreliable" if not reliable else "beyond" if clear else "chance"].append(words)
+    texts = {
+        "beyond": "The choice of test images does not explain the change of {}: the interval leaves out 0.",
+        "chance": "Chance may explain the change of {}: with other test images it might have been none.",
+        "unreliable": "The interval of {} is not to be relied on, for there are too few test images a class.",
+    }
+    return [text.format(_listed(found[key])) for key, text in texts.items() if found[key]]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def charts(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the drawings of the page."""
+    column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}
+    groups = {name: np.array([row["group"] == name for row in rows]) for name in ("many", "medium", "few")}
+    both = f"{report['compared_with']} and of the final model"
+    soup = next(row["name"] for row in report["models"] if row["stage"] == "merge")
+    first, recall = report["models"][0]["name"], report["classes"]["recall"]
+    classes = (column["train_images"], column["name"])
+    summary, found = report["comparison"]["summary"], report["calibration"]
+    drawn = {
+        "final": frequency_chart(column["a"], column["b"], *classes, f"Recall of each class of {both}, by frequency"),
+        "balanced_training": frequency_chart(
+            recall[first], recall[soup], *classes, f"Recall of each class of {first} and of the soup, by frequency"
+        ),
+        "scatter": scatter_chart(
+            column["a"], column["b"], column["test_images"], groups, column["name"],
+            "Recall of each class before against after; above the diagonal it got better",
+        ),
+        "histogram": recall_histogram(column["a"], column["b"], f"How many classes have which recall, of {both}"),
+        "change": change_chart(
+            [(heading, summary[name]) for name, heading in FIGURES.items() if name in summary],
+            "Changes of the figures with their intervals; the table below has the numbers",
+        ),
+        "models": [
+            (heading, models_chart(report["models"], name, heading))
+            for name, heading in (("h_mean", "H-mean"), ("lowest_recall", "Lowest recall"), ("accuracy", "Accuracy"))
+        ],
+    }  # fmt: skip
+    before, after = found[report["compared_with"]], found[report["models"][-1]["name"]]
+    if before is not None and after is not None:
+        drawn["reliability"] = [
+            (name, reliability_chart(before[name], after[name], f"Accuracy by confidence, {name}; of {both}"))
+            for name in ("overall", "few")
+            if before[name] is not None
+        ]
+    return drawn
