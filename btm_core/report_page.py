@@ -63,10 +63,10 @@ def lead(report: dict[str, Any]) -> str:
     summary, parts = report["comparison"]["summary"], []
     for name, words in LEAD.items():
         row = summary[name]
-        verb = "raised" if row["difference"] > 0 else "lowered" if row["difference"] < 0 else "left"
-        if verb == "left":
+        if points(row["difference"]) == "0.0":
             parts.append(f"left {words} at {percent(row['b'])}\N{NO-BREAK SPACE}%")
             continue
+        verb = "raised" if row["difference"] > 0 else "lowered"
         ends = f"95\N{NO-BREAK SPACE}% interval {points(row['low'])} to {points(row['high'])}"
         change = f"{points(row['difference'])} points, {ends}"
         parts.append(f"{verb} {words} from {percent(row['a'])} to {percent(row['b'])}\N{NO-BREAK SPACE}% ({change})")
@@ -78,7 +78,7 @@ def told(summary: Mapping[str, Any]) -> list[str]:
     found: dict[str, list[str]] = {"beyond": [], "chance": [], "unreliable": []}
     for name, words in LEAD.items():
         row = summary[name]
-        if row["low"] == row["difference"] == row["high"] == 0:
+        if points(row["difference"]) == "0.0":
             continue
         reliable = row["low"] <= row["difference"] <= row["high"]
         clear = row["low"] > 0 or row["high"] < 0

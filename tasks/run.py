@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import logging
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from tasks.evaluate import RECALL, answers_of
 from tasks.events import Event, listening
 from tasks.journal import Journal, is_over
 from tasks.sample import SUBSET
-from tasks.samples import image_reader, within
+from tasks.samples import lowest_thumbnails
 from tasks.settings import RuntimeSettings
 from tasks.stages import WEIGHTS
 from tasks.step import host_facts, versions
@@ -32,14 +31,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from btm_core.report import ModelResult
-    from btm_core.thumbnails import Thumbnail
 
 __all__ = ["Model", "Run"]
 
-log = logging.getLogger(__name__)
-
-THUMBNAIL_SECONDS = 60.0
-"""Longest wait for the images of a report."""
 STAGES = ("data", "pretrain", "fc", "sample", "finetune", "merge", "post_train", "evaluate")
 
 
@@ -130,7 +124,8 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             folder = Path(name)
             (folder / "report.json").write_text(json.dumps(report, indent=1))
-            page = render_html(report, *self._thumbnails(data, report, results[-1], labels))
+            pictures = lowest_thumbnails(self.store, data, self.experiment, report, results[-1], labels)
+            page = render_html(report, *pictures)
             (folder / "report.html").write_text(page, encoding="utf-8")
             for key, png in images.items():
                 (folder / f"{key}.png").write_bytes(png)
@@ -148,30 +143,6 @@ class Run:
 
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
             return load_arrays(self.store.fetch(data, LABELS, Path(name)))
-
-    def _thumbnails(
-        self, data: Artifact, report: dict[str, Any], final: "ModelResult", labels: "dict[str, NDArray[Any]]"
-    ) -> "tuple[dict[int, list[Thumbnail]], str]":
-        """Return small images of the lowest classes, or why there are none: that is no reason to lose a run."""
-        from btm_core.thumbnails import choose_samples, thumbnails
-
-        count = self.experiment.evaluation.thumbnails
-        if not count:
-            return {}, "No images are shown: evaluation.thumbnails is 0."
-        classes = [row["class"] for row in report["lowest_classes"]]
-        answers = (labels["test"], final.predictions, final.confidences)
-        samples = choose_samples(classes, labels["train"], *answers, count)
-
-        def made() -> "dict[int, list[Thumbnail]]":
-            return thumbnails(samples, image_reader(self.store, data, self.experiment.data.root))
-
-        try:
-            found = within(THUMBNAIL_SECONDS, made)
-        except Exception as error:  # whatever a disk, a network or a decoder comes up with
-            log.warning("the report shows no images: %s", error)
-            return {}, f"No images are shown, for they could not be read: {without_credentials(str(error))[:300]}"
-        missing = len(classes) - len(found)
-        return found, f"Images of the last {missing} are left out: they would be too large." if missing else ""
 
     def _report(
         self, data: Artifact, subset: Artifact, results: "list[ModelResult]", labels: "dict[str, NDArray[Any]]"

@@ -1,42 +1,58 @@
 """A few images of a data artifact, to look at: read where they lie, and never all of them."""
 
+import logging
 from collections.abc import Callable, Sequence
 from queue import Empty, Queue
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from btm_core.config import ExperimentConfig
 from btm_core.errors import ArtifactError
 from btm_core.storage import Artifact, Store
+from btm_core.urls import without_credentials
 from tasks.data import DIGESTS, PIXELS, describe
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from btm_core.thumbnails import Sample
+    from btm_core.report import ModelResult
+    from btm_core.thumbnails import Sample, Thumbnail
 
-__all__ = ["image_reader", "within"]
+__all__ = ["image_reader", "lowest_thumbnails", "within"]
 
+log = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""Longest wait for the images of a report."""
 Result = TypeVar("Result")
 
 
-def within(seconds: float, work: Callable[[], Result]) -> Result:
-    """Return what `work` returns, or raise TimeoutError: it then goes on in the background, and nobody waits for it."""
-    done: Queue[tuple[Result | None, Exception | None]] = Queue(1)
+def lowest_thumbnails(
+    store: Store,
+    data: Artifact,
+    experiment: ExperimentConfig,
+    report: dict[str, Any],
+    final: "ModelResult",
+    labels: "dict[str, NDArray[Any]]",
+) -> "tuple[dict[int, list[Thumbnail]], str]":
+    """Return small images of a report's lowest classes, and why there are none: that is no reason to lose a run."""
+    from btm_core.thumbnails import choose_samples, thumbnails
 
-    def run() -> None:
-        try:
-            done.put((work(), None))
-        except Exception as error:
-            done.put((None, error))
-
-    Thread(target=run, daemon=True, name="btm-samples").start()
+    count = experiment.evaluation.thumbnails
+    if not count:
+        return {}, "No images are shown: evaluation.thumbnails is 0."
+    classes = [row["class"] for row in report["lowest_classes"]]
+    answers = (labels["test"], final.predictions, final.confidences)
+    samples = choose_samples(classes, labels["train"], *answers, count)
     try:
-        result, error = done.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"it took longer than {seconds:g} s") from None
-    if error is not None:
-        raise error
-    return cast(Result, result)
+        found = within(SECONDS, lambda: thumbnails(samples, image_reader(store, data, experiment.data.root)))
+    except Exception as error:  # whatever a disk, a network or a decoder comes up with
+        why = without_credentials(str(error))
+        log.warning("the report shows no images: %s", why)
+        return {}, f"No images are shown, for they could not be read: {why[:300]}"
+    missing = len(classes) - len(found)
+    return found, f"Images of the last {missing} are left out: they would be too large." if missing else ""
 
 
 def image_reader(store: Store, data: Artifact, root: str | None) -> "Callable[[Sequence[Sample]], list[Image]]":
@@ -96,3 +112,23 @@ def _files(store: Store, data: Artifact, root: str) -> "Callable[[Sequence[Sampl
         return [decode(path, content, 3) for path, content in zip(named, reader.read(named, known), strict=True)]
 
     return read
+
+
+def within(seconds: float, work: Callable[[], Result]) -> Result:
+    """Return what `work` returns, or raise TimeoutError: it then goes on in the background, and nobody waits for it."""
+    done: Queue[tuple[Result | None, Exception | None]] = Queue(1)
+
+    def run() -> None:
+        try:
+            done.put((work(), None))
+        except Exception as error:
+            done.put((None, error))
+
+    Thread(target=run, daemon=True, name="btm-samples").start()
+    try:
+        result, error = done.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"it took longer than {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(Result, result)

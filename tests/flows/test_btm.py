@@ -248,6 +248,8 @@ def test_large_images_stay_files(btm: Btm, databases: Path, tmp_path: Path) -> N
         done = btm("run", "my.yaml", "--json", "--workers", workers, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         digests.append(artifact_digests(tmp_path))
+        page = Path(json.loads(done.stdout)["report"].removeprefix("file://")).read_text()
+        assert page.count("data:image/png;base64,") > 10  # images that are no pixels in the store are shown, too
         store = tmp_path / ".btm/store/artifacts"
         [data] = (store / "data").iterdir()
         assert sorted(path.name for path in data.iterdir()) == [

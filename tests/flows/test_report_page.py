@@ -1,0 +1,328 @@
+"""Pages about models in a real browser: they look after themselves, work by keyboard, and bear 8,142 classes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from browser import accessibility_faults, chromium, errors_of, needs_chromium
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select
+
+from btm_core.charts import interpolation_chart
+from btm_core.comparison import Row, comparison, comparison_html
+from btm_core.config import load_experiment
+from btm_core.decision import decision_html
+from btm_core.evidence import Evidence
+from btm_core.metrics import recall_report
+from btm_core.report import ModelResult, build_report
+from btm_core.report_page import render_html
+from btm_core.side_by_side import Evaluated, side_by_side, side_by_side_html
+
+pytestmark = needs_chromium
+
+Undisturbed = tuple[Path, dict[str, Any]]
+CLASSES = 8142
+HOSTILE = ("</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", '=1+1,"b"', "Ünî «é»")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[WebDriver]:
+    with chromium() as driver:
+        yield driver
+
+
+def arrays(classes: int, images: int) -> dict[str, Any]:
+    """Return what a run of so many classes gives its report, with names that are markup."""
+    random = np.random.default_rng(0)
+    counts = np.maximum(500 * np.exp(-5.3 * np.arange(classes) / classes), 2).astype(int)
+    targets = np.repeat(np.arange(classes), images)
+    models = []
+    for name, stage, skill in (("stage 1", "pretrain", 0.4), ("soup", "merge", 0.45), ("final", "post_train", 0.5)):
+        predicted = np.where(random.random(len(targets)) < skill, targets, (targets + 1) % classes)
+        sure = random.random(len(targets)).astype(np.float32)
+        figures = recall_report(targets, predicted, counts)
+        models.append(ModelResult(name, stage, "", "", figures, predicted, "test", "ab" * 32, sure))
+    run = {
+        "run_id": "r1",
+        "name": "many",
+        "created": "now",
+        "data": {"profile": "long", "content": "", "splits": {"test": {"images": len(targets)}}},
+        "short_classes": 0,
+        "subset_images": 10,
+        "published": None,
+        "lineage": [],
+        "versions": {},
+        "host": {},
+        "validation": [],
+        "lost_ingredients": [],
+    }
+    names = [*HOSTILE, *(f"species {c}" for c in range(len(HOSTILE), classes))]
+    experiment = load_experiment("digits-lt").model_dump(mode="json")
+    return {
+        "run": run,
+        "experiment": experiment,
+        "class_names": names,
+        "train_counts": counts,
+        "targets": targets,
+        "models": models,
+    }
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The page of a run of 8,142 classes, and its document."""
+    path = tmp_path_factory.mktemp("many") / "report.html"
+    report = build_report(**arrays(CLASSES, 3))
+    path.write_text(render_html(report), encoding="utf-8")
+    return path, report
+
+
+def faults(driver: WebDriver) -> list[str]:
+    """Return what is wrong with the page that is open: its console, its requests, its accessibility."""
+    requests = driver.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
+    )
+    return [*errors_of(driver), *requests, *accessibility_faults(driver)]
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 1280), (False, 390)])
+def test_the_page_of_a_run_is_whole_in_light_and_dark(undisturbed: Undisturbed, dark: bool, width: int) -> None:
+    with chromium(dark=dark, width=width) as driver:
+        driver.get(undisturbed[1]["report"])
+        driver.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+        assert faults(driver) == []
+        pictures = driver.execute_script("return [...document.images].map(i => [i.naturalWidth, i.alt])")
+        assert len(pictures) > 20 and all(size == 8 and text for size, text in pictures)
+        assert driver.execute_script("return document.documentElement.scrollWidth") == width  # tables scroll inside
+        ink = driver.execute_script("return getComputedStyle(document.querySelector('svg text')).fill")
+        assert (int(ink.removeprefix("rgb(").split(",")[0]) > 128) == dark  # charts take the page's colours
+
+
+def test_the_page_says_how_to_run_it_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    """What it offers to save is a configuration, and that of the run."""
+    import base64
+    import re
+
+    page = Path(undisturbed[1]["report"].removeprefix("file://"))
+    link = re.search(r'download="([^"]+)" href="data:text/yaml;base64,([^"]+)"', page.read_text())
+    assert link is not None and link[1] == "digits-lt.yaml"
+    (tmp_path / link[1]).write_bytes(base64.b64decode(link[2]))
+    again = load_experiment(str(tmp_path / link[1])).model_dump(mode="json")
+    assert again == json.loads(page.with_suffix(".json").read_text())["experiment"]
+    assert yaml.safe_load((tmp_path / link[1]).read_text())["finetune"]["epochs"] == 4
+
+
+class Table:
+    """The table of classes of the page that is open."""
+
+    def __init__(self, driver: WebDriver):
+        self.driver = driver
+
+    def part(self, name: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, f"[data-part={name}]")
+
+    def head(self, key: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, f".class-table th[data-key={key}]")
+
+    @property
+    def status(self) -> str:
+        return self.part("status").text
+
+    def column(self, number: int) -> list[str]:
+        """Return the texts of a column that are shown; the first is the name."""
+        script = (
+            "return [...document.querySelectorAll('.class-table tbody tr')].map(r => r.cells[arguments[0]].textContent)"
+        )
+        found: list[str] = self.driver.execute_script(script, number)
+        return found
+
+
+@pytest.fixture
+def table(browser: WebDriver, many: tuple[Path, dict[str, Any]]) -> Table:
+    browser.get("about:blank")  # else an address with another #class is no new page
+    browser.get(many[0].as_uri())
+    return Table(browser)
+
+
+def test_of_8142_classes_a_page_at_a_time_is_there(table: Table, many: tuple[Path, dict[str, Any]]) -> None:
+    path, report = many
+    assert path.stat().st_size < 2_000_000
+    assert table.driver.execute_script("return document.querySelectorAll('*').length") < 3000
+    assert table.status == "1 to 50 of 8,142 classes" and len(table.column(0)) == 50
+    lowest = sorted(range(CLASSES), key=lambda c: (report["classes"]["recall"]["final"][c], c))
+    assert table.column(0) == [report["classes"]["name"][c] for c in lowest[:50]]
+    table.part("next").click()
+    assert table.status.startswith("51 to 100") and table.column(0)[0] == report["classes"]["name"][lowest[50]]
+    table.part("previous").click()
+    table.part("previous").click()  # there is none before the first
+    assert table.status.startswith("1 to 50")
+    assert faults(table.driver) == []
+
+
+def test_classes_are_searched_sorted_and_filtered(table: Table, many: tuple[Path, dict[str, Any]]) -> None:
+    classes = many[1]["classes"]
+    table.part("search").send_keys("SPECIES 81")
+    assert table.status == f"1 to 50 of {sum('species 81' in name for name in classes['name'])} that match, of 8,142"
+    table.part("search").send_keys("41")
+    assert table.column(0) == ["species 8141"] and table.column(2) == [f"{classes['train_images'][8141]:,}"]
+    table.part("search").send_keys("x")
+    assert table.status == "No class of 8,142 matches." and table.column(0) == []
+    table.part("search").clear()
+    table.part("search").send_keys(" ")
+    Select(table.part("group")).select_by_visible_text("medium")
+    assert set(table.column(1)) == {"medium"} and f"{classes['group'].count('medium'):,} that match" in table.status
+    Select(table.part("change")).select_by_visible_text("clearly worse")
+    assert all(text.startswith("-") for text in table.column(6))
+    Select(table.part("group")).select_by_visible_text("all")
+    Select(table.part("change")).select_by_visible_text("all")
+    table.head("train").find_element(By.TAG_NAME, "button").click()
+    assert table.head("train").get_attribute("aria-sort") == "ascending"
+    assert table.head("after").get_attribute("aria-sort") is None
+    assert table.column(2) == ["2"] * 50
+    table.head("train").find_element(By.TAG_NAME, "button").click()
+    assert table.head("train").get_attribute("aria-sort") == "descending" and table.column(2)[0] == "500"
+
+
+def test_all_of_it_works_by_keyboard(table: Table) -> None:
+    driver = table.driver
+
+    def press(*keys: str) -> WebElement:
+        driver.switch_to.active_element.send_keys(*keys)
+        return driver.switch_to.active_element
+
+    assert press(Keys.TAB).text == "Skip to the content"
+    press(Keys.ENTER)
+    assert driver.switch_to.active_element.get_attribute("id") == "main"
+    table.part("search").send_keys("species 7")
+    press(Keys.TAB)
+    assert press("few").get_attribute("value") == "few" and set(table.column(1)) == {"few"}
+    press(Keys.TAB)
+    assert press(Keys.TAB).text == "Download CSV"
+    press(Keys.TAB)  # the table, which scrolls
+    assert press(Keys.TAB).text == "Class"
+    press(Keys.ENTER)
+    names = table.column(0)
+    assert names == sorted(names, key=lambda name: int(name.split()[1])) and len(names) == 50  # 2 before 10
+    for _ in range(7):
+        press(Keys.TAB)
+    assert press(Keys.TAB).text == "Previous"
+    assert press(Keys.TAB).text == "Next"
+    press(Keys.SPACE)
+    assert table.status.startswith("51 to 100") and driver.switch_to.active_element.text == "Next"
+    assert driver.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_a_link_finds_its_class_wherever_it_is(table: Table) -> None:
+    table.part("search").send_keys("nothing")
+    link = table.driver.find_element(By.CSS_SELECTOR, "#classes ~ .columns a")
+    link.click()
+    number = str(link.get_attribute("href")).rpartition("-")[2]
+    row = table.driver.switch_to.active_element
+    assert row.get_attribute("id") == f"class-{number}" and row.find_element(By.TAG_NAME, "th").text == link.text
+
+
+def test_names_of_classes_are_text_wherever_they_go(table: Table, many: tuple[Path, dict[str, Any]]) -> None:
+    driver = table.driver
+    table.head("name").find_element(By.TAG_NAME, "button").click()
+    shown = []
+    for name in HOSTILE:
+        table.part("search").clear()
+        table.part("search").send_keys(name)
+        shown += table.column(0)
+    assert shown == list(HOSTILE)
+    assert driver.execute_script("return window.hacked") is None
+    script = """
+      const done = arguments[0], real = URL.createObjectURL;
+      URL.createObjectURL = (blob) => { blob.text().then(done); return real(blob); };
+      HTMLAnchorElement.prototype.click = () => {};
+      document.querySelector("[data-part=csv]").dispatchEvent(new MouseEvent("click"));"""
+    lines = str(driver.execute_async_script(script)).split("\r\n")
+    assert lines[0].lstrip("\ufeff").startswith('"class","name","group"') and len(lines) == CLASSES + 2
+    assert lines[3].startswith('2,"\'=1+1,""b""",many,') or '"\'=1+1,""b"""' in lines[3]  # no formula to a spreadsheet
+    assert errors_of(driver) == []
+
+
+def test_without_scripts_the_lowest_stand_there(many: tuple[Path, dict[str, Any]]) -> None:
+    with chromium() as driver:
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+        driver.get(many[0].as_uri())
+        assert len(driver.find_elements(By.CSS_SELECTOR, ".class-table tbody tr")) == 50
+        assert not driver.find_element(By.CSS_SELECTOR, ".controls").is_displayed()
+        assert "With scripts this table" in driver.find_element(By.TAG_NAME, "noscript").text
+
+
+def test_on_paper_it_is_dark_on_white_without_controls(browser: WebDriver, many: tuple[Path, dict[str, Any]]) -> None:
+    browser.get(many[0].as_uri())
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": dark})
+    try:
+        colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        assert browser.execute_script(colours) == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+        for part in (".controls", ".pager", "nav"):
+            assert not browser.find_element(By.CSS_SELECTOR, part).is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def other_pages() -> dict[str, str]:
+    """Return a page of each other kind."""
+    given = arrays(60, 30)
+    counts = given["train_counts"]
+    facts = ("test", "ab" * 32, tuple(given["class_names"]), counts, counts, given["targets"])
+    one, two, three = (Evaluated(m.name, Evidence(*facts, m.predictions), "run", m.name) for m in given["models"])
+    compared = side_by_side([one, two, three])
+    checks = [{"rule": "h_mean_gain", "passed": False, "text": "H-mean changes by " + "little " * 40}]
+    decision = {
+        "model": "trees",
+        "version": 3,
+        "decision": "refused",
+        "by": "me",
+        "at": "now",
+        "champion_before": None,
+        "run_id": "r1",
+        "force": None,
+        "checks": checks,
+        "reasons": [],
+        "comparison": compared,
+        "rules": {"class_loss": 0.1},
+    }
+    figures = {name: 0.25 for name in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")}
+    rows = [Row({"Model": "<a>", "lambda": "0"}, [{**figures, "zero_recall_classes": 2}] * 2)]
+    document = comparison(
+        "T", rows, name="x", run_id="r", created="now", split="test", split_hash="ab" * 32, seeds=[0, 1],
+        warnings=["look"], runs=[{"seed": 0, "run_id": "r-seed0", "report": "report.html"}],
+        differences=[{"first": "a", "second": "b", "figures": {"h_mean": {"mean": 0.1, "low": 0.0, "high": 0.2}}}],
+    )  # fmt: skip
+    curve = interpolation_chart([0, 0.5, 1], [0.2, 0.4, 0.3], 0.35, "H-mean", "H-mean between the two")
+    return {
+        "compare": side_by_side_html(compared),
+        "decision": decision_html(decision),
+        "comparison": comparison_html(document, {"A to B": [curve]}, "lambda is a share"),
+    }
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_other_pages_are_like_it(dark: bool, tmp_path: Path) -> None:
+    with chromium(dark=dark, width=700) as driver:
+        for name, html in other_pages().items():
+            (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
+            driver.get((tmp_path / f"{name}.html").as_uri())
+            assert faults(driver) == [], name
+            assert driver.execute_script("return document.documentElement.scrollWidth") == 700, name
+            assert driver.execute_script("return window.hacked") is None
+            paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+            assert (paper != "rgb(255, 255, 255)") == dark
+            tables = driver.find_elements(By.CSS_SELECTOR, ".class-table")
+            assert len(tables) == {"compare": 2, "decision": 1, "comparison": 0}[name]
+            if name == "compare":  # each of its tables is its own
+                driver.find_element(By.CSS_SELECTOR, "a[href^='#C-class']").click()
+                row = driver.switch_to.active_element
+                assert str(row.get_attribute("id")).startswith("C-class-")
+                assert tables[1].find_elements(By.ID, str(row.get_attribute("id"))) == [row]
