@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from btm_core.calibration import calibration
 from btm_core.evidence import Evidence
-from btm_core.metrics import RecallReport, confusions, shot_groups
+from btm_core.metrics import RecallReport, shot_groups
 from btm_core.pages import png
 from btm_core.side_by_side import Evaluated, cautions, pair_document
 
@@ -81,38 +81,23 @@ def build_report(
     """
     final, first = models[-1], models[0]
     before = next((model for model in models if model.stage == "baseline"), first)
-    order = np.lexsort((np.arange(len(class_names)), final.recall.recall))[:lowest]
-    totals = np.bincount(targets, minlength=len(class_names))
-    worst = [
-        {
-            "class": int(c),
-            "name": class_names[c],
-            "train_images": int(train_counts[c]),
-            "test_images": int(totals[c]),
-            "recall": float(final.recall.recall[c]),
-            "recall_before": float(before.recall.recall[c]),
-            "taken_for": [
-                {"class": other, "name": class_names[other], "images": images}
-                for other, images in confusions(targets, final.predictions, int(c))
-            ],
-        }
-        for c in order
-    ]
+    group_counts = np.asarray(run.get("data", {}).get("group_counts", train_counts))
+
+    def evidence(model: ModelResult) -> Evidence:
+        facts = (model.split, model.split_hash, tuple(class_names), train_counts, group_counts)
+        return Evidence(*facts, targets, model.predictions)
+
+    found = evidence(final)
+    comparison = pair_document(Evaluated(before.name, evidence(before)), Evaluated(final.name, found))
+    compared = comparison.pop("per_class")
     classes = {
         "name": list(class_names),
         "train_images": train_counts.tolist(),
-        "test_images": totals.tolist(),
+        "test_images": found.test_counts.tolist(),
         "recall": {model.name: model.recall.recall.tolist() for model in models},
+        **{key: [row[key] for row in compared] for key in ("group", "low", "high")},
     }
-    group_counts = np.asarray(run.get("data", {}).get("group_counts", train_counts))
-
-    def evaluated(model: ModelResult) -> Evaluated:
-        facts = (model.split, model.split_hash, tuple(class_names), train_counts, group_counts)
-        return Evaluated(model.name, Evidence(*facts, targets, model.predictions))
-
-    comparison = pair_document(evaluated(before), evaluated(final))
-    compared = comparison.pop("per_class")
-    classes |= {key: [row[key] for row in compared] for key in ("group", "low", "high")}
+    worst = [{**row, "recall_before": float(before.recall.recall[row["class"]])} for row in found.lowest(lowest)]
     return {
         **run,
         "models": [model.row() for model in models],

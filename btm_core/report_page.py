@@ -60,21 +60,23 @@ def render_html(report: dict[str, Any], thumbnails: Thumbnails | None = None, wi
 
 def lead(report: dict[str, Any]) -> str:
     """Say in one sentence what BTM did to the three figures that matter most, with intervals."""
-    summary, parts = report["comparison"]["summary"], []
+    summary, parts, said = report["comparison"]["summary"], [], False
     for name, words in LEAD.items():
         row = summary[name]
         if points(row["difference"]) == "0.0":
-            parts.append(f"left {words} at {percent(row['b'])}\N{NO-BREAK SPACE}%")
+            parts.append(f"left {words} at {percent(row['b'])} %")
             continue
         verb = "raised" if row["difference"] > 0 else "lowered"
-        ends = f"95\N{NO-BREAK SPACE}% interval {points(row['low'])} to {points(row['high'])}"
-        change = f"{points(row['difference'])} points, {ends}"
-        parts.append(f"{verb} {words} from {percent(row['a'])} to {percent(row['b'])}\N{NO-BREAK SPACE}% ({change})")
-    return f"Against {report['compared_with']}, BTM {', '.join(parts[:-1])}, and {parts[-1]}."
+        ends = f"{points(row['low'])} to {points(row['high'])}"
+        change = f"{points(row['difference'])}{', ' if said else ' points, 95 % interval '}{ends}"
+        said = True
+        parts.append(f"{verb} {words} from {percent(row['a'])} to {percent(row['b'])} % ({change})")
+    text = f"Against {report['compared_with']}, BTM {', '.join(parts[:-1])}, and {parts[-1]}."
+    return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
 
 def told(summary: Mapping[str, Any]) -> list[str]:
-    """Say of each of the three whether the choice of test images explains the change."""
+    """Say of those that changed whether the choice of test images explains it."""
     found: dict[str, list[str]] = {"beyond": [], "chance": [], "unreliable": []}
     for name, words in LEAD.items():
         row = summary[name]
@@ -84,9 +86,9 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         clear = row["low"] > 0 or row["high"] < 0
         found["unreliable" if not reliable else "beyond" if clear else "chance"].append(words)
     texts = {
-        "beyond": "The choice of test images does not explain the change of {}: the interval leaves out 0.",
-        "chance": "Chance may explain the change of {}: with other test images it might have been none.",
-        "unreliable": "The interval of {} is not to be relied on, for there are too few test images a class.",
+        "beyond": "Chance in the choice of test images does not explain what happened to {}.",
+        "chance": "Chance in the choice of test images may explain what happened to {}.",
+        "unreliable": "There are too few test images a class to tell change from chance in {}.",
     }
     return [text.format(_listed(found[key])) for key, text in texts.items() if found[key]]
 
