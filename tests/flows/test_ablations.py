@@ -88,7 +88,7 @@ def test_interpolation_starts_and_ends_at_the_models_themselves(btm: Btm, undist
     assert [len(path) for path in paths.values()] == [11, 11, 1]
     assert paths["stage 1 to A"][0] == first["models"][0]["accuracy"]
     assert paths["stage 1 to A"][-1] == paths["A to B"][0]
-    assert Path(document["report"].removeprefix("file://")).read_text().count("data:image/png;base64") == 2
+    assert Path(document["report"].removeprefix("file://")).read_text().count("<svg") == 4
 
 
 def test_interpolation_starts_where_btm_does(btm: Btm, undisturbed: Undisturbed) -> None:
