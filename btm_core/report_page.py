@@ -23,6 +23,8 @@ __all__ = ["render_html"]
 
 MOST_CHANGED = 10
 """Classes that are named of those that got better, and of those that got worse."""
+LONG_NAME = 28
+"""Letters of a class's name beyond which two tables do not fit side by side."""
 LEAD = {"h_mean": "the H-mean", "lowest_recall": "the lowest recall", "accuracy": "accuracy"}
 Thumbnails = Mapping[int, Sequence[Thumbnail]]
 
@@ -51,6 +53,7 @@ def render_html(report: dict[str, Any], thumbnails: Thumbnails | None = None, wi
         clearly={side: sum(row["clear"] for row in summary[side]) for side in ("better", "worse")},
         charts=charts(report, rows),
         table=ClassTable(rows),
+        long_names=max(len(row["name"]) for row in rows) > LONG_NAME,
         thumbnails=thumbnails or {},
         without=without,
         config=config,

@@ -301,7 +301,9 @@ def other_pages() -> dict[str, str]:
         differences=[{"first": "a", "second": "b", "figures": {"h_mean": {"mean": 0.1, "low": 0.0, "high": 0.2}}}],
     )  # fmt: skip
     curve = interpolation_chart([0, 0.5, 1], [0.2, 0.4, 0.3], 0.35, "H-mean", "H-mean between the two")
+    long = [f"{c}_{'Animalia_Chordata_' * 6}" for c in range(60)]
     return {
+        "run": render_html(build_report(**{**given, "class_names": long}), {}, "No images are shown: <gone>"),
         "compare": side_by_side_html(compared),
         "decision": decision_html(decision),
         "comparison": comparison_html(document, {"A to B": [curve]}, "lambda is a share"),
@@ -310,17 +312,17 @@ def other_pages() -> dict[str, str]:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_other_pages_are_like_it(dark: bool, tmp_path: Path) -> None:
-    with chromium(dark=dark, width=700) as driver:
+    with chromium(dark=dark, width=390) as driver:
         for name, html in other_pages().items():
             (tmp_path / f"{name}.html").write_text(html, encoding="utf-8")
             driver.get((tmp_path / f"{name}.html").as_uri())
             assert faults(driver) == [], name
-            assert driver.execute_script("return document.documentElement.scrollWidth") == 700, name
+            assert driver.execute_script("return document.documentElement.scrollWidth") == 390, name
             assert driver.execute_script("return window.hacked") is None
             paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
             assert (paper != "rgb(255, 255, 255)") == dark
             tables = driver.find_elements(By.CSS_SELECTOR, ".class-table")
-            assert len(tables) == {"compare": 2, "decision": 1, "comparison": 0}[name]
+            assert len(tables) == {"run": 1, "compare": 2, "decision": 1, "comparison": 0}[name]
             if name == "compare":  # each of its tables is its own
                 driver.find_element(By.CSS_SELECTOR, "a[href^='#C-class']").click()
                 row = driver.switch_to.active_element
