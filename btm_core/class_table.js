@@ -125,6 +125,7 @@ for (const section of document.querySelectorAll(".class-table")) {
     });
     head.replaceChildren(button);
   }
+  find("form").addEventListener("submit", (event) => event.preventDefault());
   find("search").addEventListener("input", refresh);
   find("group").addEventListener("change", refresh);
   find("change").addEventListener("change", refresh);

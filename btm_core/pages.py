@@ -1,8 +1,10 @@
 """HTML pages that need nothing beside them: templates of this package, with style and images inside."""
 
 import base64
+import hashlib
 import io
 import warnings
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,9 +18,11 @@ def page_environment() -> "Environment":
     """Return jinja2's environment of this package's templates.
 
     Filters: `percent` of a fraction, `points` of a difference of fractions (with its sign), `interval` of what has
-    `low` and `high`, all of them in percent, and n/a for None; `signed` of a difference of counts.
+    `low` and `high`, all of them in percent, and n/a for None; `signed` of a difference of counts. `table_script` is
+    the one script that pages run; they forbid any other, and every request.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("btm_core", ""),
@@ -27,6 +31,9 @@ def page_environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = files("btm_core").joinpath("class_table.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {"table_script": Markup(script), "script_hash": f"sha256-{digest}"}
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "signed": signed}
     return environment
 

@@ -249,6 +249,17 @@ def test_names_of_classes_are_text_wherever_they_go(table: Table, many: tuple[Pa
     assert errors_of(driver) == []
 
 
+def test_a_page_runs_no_script_but_its_own_and_asks_for_nothing(table: Table) -> None:
+    """Were a name not escaped somewhere, it still could do nothing."""
+    table.driver.execute_script(
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.hacked=1>');"
+        "const own = document.createElement('script'); own.textContent = 'window.hacked = 1'; document.body.append(own)"
+    )
+    assert table.driver.execute_script("return window.hacked") is None
+    refused = errors_of(table.driver)
+    assert len(refused) >= 2 and all("Content Security Policy" in text for text in refused)
+
+
 def test_without_scripts_the_lowest_stand_there(many: tuple[Path, dict[str, Any]]) -> None:
     with chromium() as driver:
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
