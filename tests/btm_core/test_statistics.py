@@ -118,3 +118,12 @@ def test_differences_of_classes_add_up_to_that_of_their_mean() -> None:
     assert [d.mean for d in class_differences(y, first, first)] == [0.0] * 6
     wide, narrow = (class_differences(y, first, second, confidence=c)[0] for c in (0.99, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_what_was_resampled_once_serves_figures_and_classes() -> None:
+    random = np.random.default_rng(6)
+    y = random.permutation(np.repeat(np.arange(6), 40))  # in no order
+    first, second = (np.where(random.random(240) < share, y, (y + 1) % 6) for share in (0.5, 0.7))
+    drawn = resampled_recall(y, np.stack([first, second]))
+    assert paired_differences(y, first, second, drawn=drawn) == paired_differences(y, first, second)
+    assert class_differences(y, first, second, drawn=drawn) == class_differences(y, first, second)
