@@ -175,8 +175,8 @@ def _report(classes: int, folder: Path) -> Callable[[], Any]:
     from btm_core.config import load_experiment
     from btm_core.data.long_tail import profile
     from btm_core.metrics import recall_report
+    from btm_core.pages.report import render_html
     from btm_core.report import ModelResult, build_report, figures
-    from btm_core.report_page import render_html
 
     counts, (targets, predictions) = _counts(classes), _predictions(classes)
     stages = ["pretrain", *["finetune"] * 10, "merge", "post_train"]

@@ -98,7 +98,7 @@ def comparison_html(
     """Return the table as one HTML page.
 
     Arguments:
-    - charts: drawings of `btm_core.charts`, by caption; `note` says how to read them.
+    - charts: drawings of `btm_core.pages.charts`, by caption; `note` says how to read them.
     """
     environment = page_environment()
     environment.filters["cell"] = lambda summary, name: cell(name, summary[name])

@@ -1,4 +1,4 @@
-"""The report of a run: one JSON document, and its figures. `btm_core.report_page` makes a page of it.
+"""The report of a run: one JSON document, and its figures. `btm_core.pages.report` makes a page of it.
 
 C classes; models are listed in the order of the paper's Table 12.
 """

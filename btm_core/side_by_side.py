@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from btm_core.class_table import ClassTable
 from btm_core.evidence import Evidence, require_comparable
 from btm_core.metrics import recall_report, shot_groups
 from btm_core.pages import interval, percent, points, render_page, signed
+from btm_core.pages.class_table import ClassTable
 from btm_core.statistics import Difference, class_differences, paired_differences, resampled_recall, worst_mean
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def pair_html(document: dict[str, Any], letter: str = "B", shown: int = SHOWN) -
 
 
 def _pair_charts(document: dict[str, Any], letter: str) -> "dict[str, Markup]":
-    from btm_core.charts import change_chart, frequency_chart, recall_histogram, scatter_chart
+    from btm_core.pages.charts import change_chart, frequency_chart, recall_histogram, scatter_chart
 
     rows, summary = document["per_class"], document["summary"]
     column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}

@@ -220,7 +220,7 @@ def _curves(
     shares: list[float], paths: dict[str, list[dict[str, Any]]], union: dict[str, Any]
 ) -> "dict[str, list[Markup]]":
     """Draw the H-mean and G-mean along both paths."""
-    from btm_core.charts import interpolation_chart
+    from btm_core.pages.charts import interpolation_chart
 
     drawn = {}
     for path, rows in paths.items():

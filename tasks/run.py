@@ -113,8 +113,8 @@ class Run:
         `models` are evaluated on the test split, `validated` are the same on the validation split, if there is one;
         `lost` tells why there is no ingredient of a subset.
         """
+        from btm_core.pages.report import render_html
         from btm_core.report import figures
-        from btm_core.report_page import render_html
 
         results, labels = self._results(models), self._labels(data)
         report = self._report(data, subset, results, labels)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from btm_core.pages.thumbnails import Sample, Thumbnail
     from btm_core.report import ModelResult
-    from btm_core.thumbnails import Sample, Thumbnail
 
 __all__ = ["image_reader", "lowest_thumbnails", "within"]
 
@@ -37,7 +37,7 @@ def lowest_thumbnails(
     labels: "dict[str, NDArray[Any]]",
 ) -> "tuple[dict[int, list[Thumbnail]], str]":
     """Return small images of a report's lowest classes, and why there are none: that is no reason to lose a run."""
-    from btm_core.thumbnails import choose_samples, thumbnails
+    from btm_core.pages.thumbnails import choose_samples, thumbnails
 
     count = experiment.evaluation.thumbnails
     if not count:

@@ -32,8 +32,9 @@ class LongTailProfile:
 
     def __str__(self) -> str:
         return (
-            f"{self.images:,} training images in {self.classes:,} classes, {self.largest:,}..{self.smallest:,} a class "
-            f"(imbalance factor {self.imbalance_factor:.0f}; {self.many} many, {self.medium} medium, {self.few} few)"
+            f"{self.images:,} training images in {self.classes:,} classes, {self.largest:,} to {self.smallest:,} a "
+            f"class (imbalance factor {self.imbalance_factor:.0f}; {self.many} many, {self.medium} medium, "
+            f"{self.few} few)"
         )
 
 

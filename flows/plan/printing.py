@@ -34,8 +34,8 @@ def _print_data(plan: dict[str, Any]) -> None:
     splits = ", ".join(f"{count:,} {name}" for name, count in data["splits"].items())
     print(f"{plan['name']}, seed {plan['seed']}")
     print(
-        f"Data      {splits} images in {tail['classes']:,} classes; {tail['largest']:,}..{tail['smallest']:,} a class "
-        f"(imbalance factor {tail['imbalance_factor']:.0f}); {tail['many']:,} many, {tail['medium']:,} medium, "
+        f"Data      {splits} images in {tail['classes']:,} classes; {tail['largest']:,} to {tail['smallest']:,} a "
+        f"class (imbalance factor {tail['imbalance_factor']:.0f}); {tail['many']:,} many, {tail['medium']:,} medium, "
         f"{tail['few']:,} few"
     )
     print(

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from btm_core.charts import scatter_chart
 from btm_core.errors import DataError
 from btm_core.evidence import Evidence
+from btm_core.pages.charts import scatter_chart
 from btm_core.side_by_side import (
     Evaluated,
     pair_document,

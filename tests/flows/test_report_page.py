@@ -15,14 +15,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from btm_core.charts import interpolation_chart
 from btm_core.comparison import Row, comparison, comparison_html
 from btm_core.config import load_experiment
 from btm_core.decision import decision_html
 from btm_core.evidence import Evidence
 from btm_core.metrics import recall_report
+from btm_core.pages.charts import interpolation_chart
+from btm_core.pages.report import render_html
 from btm_core.report import ModelResult, build_report
-from btm_core.report_page import render_html
 from btm_core.side_by_side import Evaluated, side_by_side, side_by_side_html
 
 pytestmark = needs_chromium

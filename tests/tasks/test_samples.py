@@ -16,10 +16,10 @@ from btm_core.config import ExperimentConfig
 from btm_core.data import scan
 from btm_core.errors import BTMError
 from btm_core.metrics import recall_report
+from btm_core.pages.thumbnails import Sample, choose_samples, thumbnails
 from btm_core.report import ModelResult
 from btm_core.storage import Artifact, Store
 from btm_core.tensor_files import load_arrays
-from btm_core.thumbnails import Sample, choose_samples, thumbnails
 from tasks.data import LABELS, prepare_data
 from tasks.samples import image_reader, lowest_thumbnails, within
 from tasks.step import perform

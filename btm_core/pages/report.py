@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from btm_core.charts import (
+from btm_core.pages import data_url, percent, points, render_page
+from btm_core.pages.charts import (
     change_chart,
     frequency_chart,
     models_chart,
@@ -13,11 +14,10 @@ from btm_core.charts import (
     reliability_chart,
     scatter_chart,
 )
-from btm_core.class_table import ClassTable
-from btm_core.pages import data_url, percent, points, render_page
+from btm_core.pages.class_table import ClassTable
+from btm_core.pages.thumbnails import Thumbnail
 from btm_core.report import class_rows
 from btm_core.side_by_side import FIGURES
-from btm_core.thumbnails import Thumbnail
 
 __all__ = ["render_html"]
 

@@ -25,13 +25,13 @@ def page_environment() -> "Environment":
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("btm_core", ""),
+        loader=PackageLoader("btm_core", "pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = files("btm_core").joinpath("class_table.js").read_text(encoding="utf-8")
+    script = files("btm_core.pages").joinpath("class_table.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {"table_script": Markup(script), "script_hash": f"sha256-{digest}"}
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "signed": signed}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from btm_core.pages.svg import PERCENT, Plot
 from btm_core.plots import running_mean
 from btm_core.seeding import numpy_generator
-from btm_core.svg import PERCENT, Plot
 
 if TYPE_CHECKING:
     from markupsafe import Markup
