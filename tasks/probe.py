@@ -1,7 +1,6 @@
 """Measuring how fast a network trains, in a worker like those that will train it; nothing of it is kept."""
 
 import json
-import tempfile
 from dataclasses import asdict
 from typing import ClassVar, Literal
 
@@ -13,15 +12,12 @@ from btm_core.config import (
     PostTrainConfig,
     PretrainConfig,
 )
-from btm_core.storage import Artifact, Store
-from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.workspace import Workspace
 
-__all__ = ["Probe", "probed"]
+__all__ = ["MEASURED", "Probe"]
 
 MEASURED = "measured.json"
-DEADLINE_HOURS = 0.2
 
 
 class Probe(Step):
@@ -65,23 +61,3 @@ class Probe(Step):
             found["evaluate"] = probe_evaluation(self.view, self.model, len(counts), self.evaluate, work.device)
         documents = {stage: asdict(one) for stage, one in found.items()}
         (work.output / MEASURED).write_text(json.dumps(documents))
-
-
-def probed(step: Probe, settings: RuntimeSettings) -> dict[str, dict[str, float]]:
-    """Return steps, batch_size, images and seconds of each stage, measured in a worker of this machine.
-
-    Raises ConfigError if a batch does not fit into the GPU; WorkerError if the worker dies of it.
-    """
-    from tasks.engines.pool import pool_of, run_in_pool
-
-    with tempfile.TemporaryDirectory(prefix="btm-") as folder:
-        own = settings.model_copy(
-            update={"store": folder, "workers": 1, "pretrain_gpus": 1, "deadline_hours": DEADLINE_HOURS}
-        )
-        try:
-            events = list(run_in_pool([step], own))
-        finally:
-            pool_of(own).get().kill()
-        [done] = [event for event in events if event["event"] == "done"]
-        found: dict[str, dict[str, float]] = Store(folder).read_json(Artifact(**done["artifact"]), MEASURED)
-        return found

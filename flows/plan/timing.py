@@ -30,7 +30,7 @@ from tasks.evaluate import Evaluate
 from tasks.finetune import Finetune
 from tasks.post_train import PostTrain
 from tasks.pretrain import ImportStage1, Pretrain, RetrainHead
-from tasks.probe import Probe, probed
+from tasks.probe import Probe
 from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.system import gpus
