@@ -24,6 +24,7 @@ from btm_core.planning import (
     subset_images,
     training,
 )
+from flows.plan.probing import probed
 from flows.plan.walk import Planned, Walk
 from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
