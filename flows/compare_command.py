@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import ConfigError, DataError
+from flows.options import Device, Json, Overrides, StoreUrl
 
 if TYPE_CHECKING:
     from btm_core.storage.folder import Folder
@@ -31,13 +32,13 @@ def compare(
     data: Annotated[
         str | None, typer.Option(metavar="PRESET|FILE", help="Evaluate all on the test split of this experiment.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override that.")] = None,
-    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
+    overrides: Overrides = None,
+    store: StoreUrl = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where to write; default: .btm/comparisons.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Compare models with the first: figures and classes with intervals, and which classes got worse.
 

@@ -10,6 +10,7 @@ import typer
 
 from btm_core.errors import ConfigError
 from btm_core.urls import refuse_credentials, without_credentials
+from flows.options import Json, Overrides
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
@@ -23,9 +24,7 @@ def deploy(
     experiment: Annotated[
         str | None, typer.Argument(metavar="[PRESET|FILE]", help="None: only what engine workpool needs.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration.")
-    ] = None,
+    overrides: Overrides = None,
     pool: Annotated[str, typer.Option(help="Work pool of the steps; whole runs go to POOL-flows.")] = "btm",
     kind: Annotated[str, typer.Option("--type", help="process or kubernetes.")] = "process",
     limit: Annotated[int | None, typer.Option(min=1, help="Steps at a time, over all workers.")] = None,
@@ -47,7 +46,7 @@ def deploy(
             "--job-variable", metavar="KEY=VALUE", help="image=..., gpu=..., env.NAME=..., as the pool has it."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Register work pools, deployments, a schedule and automations on the Prefect server of PREFECT_API_URL.
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import ConfigError
+from flows.options import Device, Json, Overrides, StoreUrl
 
 if TYPE_CHECKING:
     from btm_core.side_by_side import Evaluated
@@ -25,11 +26,11 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(metavar="PRESET|FILE", help="Evaluate it on the test split of this experiment.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override that.")] = None,
+    overrides: Overrides = None,
     lowest: Annotated[int, typer.Option(min=0, help="So many of the lowest classes are told.")] = 10,
-    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    store: StoreUrl = None,
+    device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Tell H-mean, G-mean, lowest recall and the worst classes of one model, and what those are taken for.
 

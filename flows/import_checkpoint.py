@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import CheckpointError
+from flows.options import Json, Overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,8 +42,8 @@ def import_checkpoint(
     data: Annotated[
         str | None, typer.Option(metavar="PRESET|FILE", help="An experiment on whose data to prove it.")
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override that.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
     """Take a checkpoint of MiSLAS, BTM, H2T, PaCo, GPaCo, OTmix, PASCL, cRT, LWS, BSCE, torchvision or timm.
 

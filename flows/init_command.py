@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import ConfigError
+from flows.options import Json
 
 if TYPE_CHECKING:
     from btm_core.advice import Goal
@@ -40,7 +41,7 @@ def init(
     size: Annotated[int | None, typer.Option(min=8, max=1024, help="Input size, pixels; default: likewise.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look at your data and write an experiment for them, with every choice explained.
 

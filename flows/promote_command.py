@@ -8,13 +8,11 @@ import typer
 
 from btm_core.errors import ConfigError
 from btm_core.urls import without_credentials
+from flows.options import Json, StoreUrl, Verbose
 
 __all__ = ["promote", "register"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder, file:// or s3:// URL.")]
 Model = Annotated[str | None, typer.Option(help="Registered model; default: the name of the run's experiment.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log.")]
 Extras = Annotated[
     list[str] | None,
     typer.Option("--extra", metavar="EXTRA", help="Also export: torch_export or onnx; may be repeated."),

@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import ConfigError, DataError
+from flows.options import Experiment, Json, Overrides
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
 
 __all__ = ["data_app"]
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at a data set, and check that it is complete.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration; may be repeated.")
-]
+data_app = typer.Typer(name="data", no_args_is_help=True, help="Look at a data set, and check that it is complete.")
 
 
 @data_app.command()
@@ -76,7 +72,7 @@ def inspect(
 
 @data_app.command()
 def prepare(
-    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")],
+    experiment: Experiment,
     overrides: Overrides = None,
     output: Annotated[
         Path | None,

@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from flows.options import Engine, Json, StoreUrl
 
 if TYPE_CHECKING:
     from flows.doctor.checks import Check
@@ -13,9 +15,9 @@ __all__ = ["doctor"]
 
 
 def doctor(
-    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where stages run: local, ray or workpool.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    store: StoreUrl = None,
+    engine: Engine = None,
+    as_json: Json = False,
 ) -> None:
     """Look at this machine and its settings: what is well, what is not, and what to do. Exit code 1 if anything fails.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.options import Device, Engine, Experiment, Json, Overrides, StoreUrl, Workers
+
 if TYPE_CHECKING:
     from tasks.settings import RuntimeSettings
 
@@ -16,18 +18,16 @@ __all__ = ["plan"]
 
 
 def plan(
-    experiment: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="A preset's name, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration.")
-    ] = None,
-    store: Annotated[str | None, typer.Option(help="Artifact store: a folder, file:// or s3:// URL.")] = None,
-    engine: Annotated[str | None, typer.Option(help="Where stages run: local, ray or workpool.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Fine-tunes at a time; default: GPUs, or cores.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    experiment: Experiment,
+    overrides: Overrides = None,
+    store: StoreUrl = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    device: Device = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="Measure a few steps of the real network, where no past run tells.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Tell what `btm run` would do: what is trained, what the store has, time, storage, and what looks odd."""
     from flows.printing import as_typed

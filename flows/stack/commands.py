@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["down", "status", "up"]
+from flows.options import Json
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
+__all__ = ["down", "status", "up"]
 
 
 def up(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.options import Json, StoreUrl
+
 if TYPE_CHECKING:
     from btm_core.storage import Store
     from tasks.housekeeping.garbage import Registered
@@ -15,10 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["store_app"]
 
-store_app = typer.Typer(no_args_is_help=True, help="List, verify and clean up what runs have made.")
+store_app = typer.Typer(name="store", no_args_is_help=True, help="List, verify and clean up what runs have made.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else on standard output.")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder, file:// or s3:// URL.")]
 Delete = Annotated[bool, typer.Option("--delete", help="Do it; otherwise it is only told what would be deleted.")]
 IgnoreRegistry = Annotated[
     bool, typer.Option("--ignore-registry", help="Do not ask MLflow what its registered models need.")
