@@ -146,6 +146,8 @@ def _leave_aside(layout: Layout, backbone_only: bool, drop: Sequence[str]) -> No
 
 def _load(source: Path) -> Mapping[str, Any]:
     """Return the file's top level; nothing in it is ever run."""
+    if source.is_dir():
+        raise CheckpointError(f"checkpoint {source} is a folder, expected a file of torch.save or safetensors")
     if not source.is_file():
         raise CheckpointError(f"checkpoint {source} does not exist")
     with source.open("rb") as opened:

@@ -115,6 +115,8 @@ def write_file(url: str) -> Iterator[Callable[[int, memoryview], None]]:
     folder, name = _split(url)
     files = open_files(folder, storage_settings())
     if isinstance(files, LocalFiles):
+        real = Path(os.path.realpath(files.at(name)))  # what a link leads to is written, and the link stays
+        files, name = LocalFiles(real.parent), real.name
         with files.writing(name) as file:
             yield partial(_write_at, file.fileno(), url)
         return

@@ -67,7 +67,7 @@ def test_a_compressed_checkpoint_is_refused_before_it_is_read(tmp_path: Path) ->
         for info in plain.infolist():
             bomb.writestr(info.filename, plain.read(info), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "bomb.pth").stat().st_size < 20_000
-    with pytest.raises(CheckpointError, match="is compressed"):
+    with pytest.raises(CheckpointError, match=r"is compressed, \d+ bytes in \d+: torch writes no such"):
         import_checkpoint(tmp_path / "bomb.pth")
 
 
@@ -88,7 +88,7 @@ def test_cifars_pickle_gives_arrays_and_calls_nothing(tmp_path: Path) -> None:
         b"\xffK\x00tb\x89U\x03\x01\x02\x03tbs."
     )
     assert cifar._unpickled(python2)[b"data"].tolist() == [1, 2, 3]
-    with pytest.raises(DataError, match=r"needs posix\.system"):
+    with pytest.raises(DataError, match=r"a file of cifar-100-python needs posix\.system to be read; only arrays are"):
         cifar._unpickled(pickle.dumps(Evil(tmp_path / "owned"), protocol=3))
     assert not (tmp_path / "owned").exists()
 
@@ -131,7 +131,7 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     root = tmp_path / "root"
     root.mkdir()
     path = archive(tmp_path / "a.tar.gz", (member("cifar-100-binary/train.bin", kind, "/etc/passwd"), b""))
-    with pytest.raises(DataError, match="not the official one"):
+    with pytest.raises(DataError, match=r"holds a cifar-100-binary/train\.bin that is not the official one; delete it"):
         cifar._unpack(path, root)
     assert files_below(root) == set()
 
@@ -145,7 +145,7 @@ def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> Non
         with Path("/dev/zero").open("rb") as zeros:
             tar.addfile(info, zeros)
     assert (tmp_path / "a.tar.gz").stat().st_size < 1_000_000
-    with pytest.raises(DataError, match="not the official one"):
+    with pytest.raises(DataError, match=r"holds a cifar-100-binary/train\.bin that is not the official one; delete it"):
         cifar._unpack(tmp_path / "a.tar.gz", root)
     assert files_below(root) == set()
 
@@ -157,7 +157,7 @@ def test_a_cut_archive_is_one_error(tmp_path: Path, keep: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
     (tmp_path / "root").mkdir()
-    with pytest.raises(DataError, match="cannot be unpacked"):
+    with pytest.raises(DataError, match=r"a.tar.gz cannot be unpacked: .*; delete it, and it is fetched again"):
         cifar._unpack(path, tmp_path / "root")
 
 

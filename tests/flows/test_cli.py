@@ -164,4 +164,7 @@ def test_merge(btm: Btm, tmp_path: Path) -> None:
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [2.5, 2.5]
     done = btm("merge", "1.safetensors", "4.safetensors", "-w", "2", "-w", "1", "-o", "out.safetensors", cwd=tmp_path)
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [2.0, 2.0]
-    refused(btm("merge", "1.safetensors", "absent.safetensors", "-o", "x", cwd=tmp_path), "checkpoint not found")
+    refused(
+        btm("merge", "1.safetensors", "absent.safetensors", "-o", "x", cwd=tmp_path),
+        "absent.safetensors does not exist",
+    )
