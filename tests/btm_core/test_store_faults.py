@@ -223,7 +223,9 @@ def test_what_waiting_does_not_mend_is_told_at_once(
 
 def test_a_bucket_that_was_mistyped_is_not_created(s3: dict[str, str], proxy: Proxy) -> None:
     """SeaweedFS makes it at the first write, if the keys may do so."""
-    with pytest.raises(StoreError, match="s3://no-such-bucket-2/store"):
+    with pytest.raises(
+        StoreError, match="s3://no-such-bucket-2/store: there is no bucket no-such-bucket-2: create it, or correct"
+    ):
         Store("s3://no-such-bucket-2/store").check_writable()
     assert "no-such-bucket-2" not in connect(s3).ls("")
     assert len(proxy.record) <= 4

@@ -128,10 +128,20 @@ def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
     shots = ["--set=sampling.when_short=error", "--set=sampling.shots=6"]
     refused(btm("run", "my.yaml", *shots, cwd=own), "1 classes have fewer images than sampling.shots = 6", "digit-2")
     refused(btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""), "no NVIDIA GPU")
-    refused(btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"), "BTM_GPUS asks for 2 GPUs")
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"),
+        "BTM_GPUS asks for 2 GPUs, 1 can be seen here; lower it",
+    )
     (own / "file").write_text("")
-    refused(btm("run", "my.yaml", "--store", "s2", cwd=own, BTM_HOME="file"), "BTM_HOME file cannot be used")
-    refused(btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"), "workers", "'none'")
+    refused(
+        btm("run", "my.yaml", "--store", "s2", cwd=own, BTM_HOME="file"),
+        "BTM_HOME file cannot be used as a folder: File exists; choose another, or unset it",
+    )
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"),
+        "runtime settings (flags, or environment variables BTM_*): workers",
+        "'none'",
+    )
     refused(btm("run", "cifar100-lt", "--set=data.root=file", cwd=own), "is a file, not a folder")
     assert not (own / ".btm/prefect").exists()
 

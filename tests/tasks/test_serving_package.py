@@ -303,7 +303,7 @@ def test_files_that_do_not_fit_are_refused(digits: tuple[Path, ModelFacts], tmp_
         save_package(tmp_path / "model", checkpoint=checkpoint, evidence=tmp_path / "other.safetensors", facts=facts)
     config = facts.input.model_copy(update={"mean": (0.5,)})
     moved = {**facts.experiment, "data": {**facts.experiment["data"], "input": config.model_dump(mode="json")}}
-    with pytest.raises(CheckpointError, match=r"images of mean \(0\.305,\), not \(0\.5,\)"):
+    with pytest.raises(CheckpointError, match=r"images of mean \(0\.305,\), not \(0\.5,\): they would not"):
         save_package(
             tmp_path / "model",
             checkpoint=checkpoint,
