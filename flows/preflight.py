@@ -8,7 +8,7 @@ from btm_core.data.catalog import Catalog
 from btm_core.errors import ConfigError
 from btm_core.storage import Store
 from tasks.data import scan_ahead
-from tasks.sample import short_classes
+from tasks.sample import check_lists, short_classes
 from tasks.settings import RuntimeSettings, visible_gpus
 
 __all__ = ["preflight"]
@@ -50,6 +50,7 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings, *, writing: b
         )
     catalog = scan_ahead(config.data)
     sampling = config.sampling
+    check_lists(sampling.lists, has_paths=catalog.train.paths is not None)
     short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
     _check_start(config, catalog)
     return catalog

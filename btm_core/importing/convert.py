@@ -90,8 +90,6 @@ def import_checkpoint(
     ours = None
     if family == "btm" and classes is not None and source.suffix == ".safetensors":
         ours = read_metadata(source)
-    if ours is not None and len(ours.class_names) != classes:
-        raise CheckpointError(f"{source} has a head of {classes} classes, and names {len(ours.class_names)}")
     return Imported(family, name, classes, layout.tensors, layout.source, layout.dropped, layout.notes, ours)
 
 

@@ -283,6 +283,11 @@ def test_a_read_only_disk_is_named(small_disk: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="read-only"):
         publish(store, tmp_path / "b", address="finetune/b-0")
     assert store.fetch(artifact, "model.bin", tmp_path).read_bytes() == b"weights"
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    damage(store, "flipped")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ArtifactError, match=r"(?s)is damaged: model\.bin has .* It could not be marked .*: delete it"):
+        store.fetch(artifact, "model.bin", tmp_path)
 
 
 def test_a_server_without_conditional_writes_gets_names_with_hashes(

@@ -147,7 +147,11 @@ def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
 
 
 def test_a_tracking_server_that_cannot_be_used(btm: Btm, own: Path) -> None:
-    refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://***@x")
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"),
+        "MLflow at foo://***@x cannot be used: ",
+        "; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset",
+    )
 
 
 def test_a_store_that_cannot_be_written(btm: Btm, own: Path) -> None:

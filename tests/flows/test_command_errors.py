@@ -91,6 +91,14 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("run", "my.yaml", "--set", "sampling.lists=[a.txt]"),
         "sampling: 1 lists, but num_subsets is 2; give one list a subset",
     ),
+    "lists of what has no paths": (
+        ("run", "digits-lt", "--set", "sampling.num_subsets=1", "--set", "sampling.lists=[a text]"),
+        "sampling.lists names images by path, but this data set has none: leave it out, and draw",
+    ),
+    "a list that is absent": (
+        ("run", "my.yaml", "--set", "sampling.num_subsets=1", "--set", "sampling.lists=[absent.txt]"),
+        "sampling.lists: absent.txt cannot be read: it does not exist",
+    ),
     "class names that are absent": (
         ("run", "my.yaml", "--set", "data.class_names=absent.txt"),
         "data.class_names: absent.txt does not exist; correct data.class_names",

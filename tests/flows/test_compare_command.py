@@ -131,7 +131,10 @@ def test_a_run_without_figures_says_why(btm: Btm, place: Place) -> None:
     table = {"name": "x", "runs": [{"run_id": "one-seed0"}, {"run_id": "one-seed1"}]}
     store.write(json.dumps(table).encode(), "runs", "table", "comparison.json")
     refused(btm("compare", place.run["run_id"], "half", cwd=place.folder), "half has no report", "has not ended")
-    refused(btm("compare", place.run["run_id"], "table", cwd=place.folder), "one-seed0, one-seed1")
+    refused(
+        btm("compare", place.run["run_id"], "table", cwd=place.folder),
+        "table is a table over several runs; take one of its runs: one-seed0",
+    )
     store.remove("runs", "half")
     store.remove("runs", "table")
 

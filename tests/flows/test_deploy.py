@@ -188,6 +188,9 @@ def test_a_server_that_is_away_and_a_pool_of_another_type(btm: Btm, server: Serv
     away = {**server.environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     done = btm("deploy", cwd=tmp_path, **away)
     assert done.returncode == 2 and f"127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
+    done = btm("run", "digits-lt", "--engine=workpool", cwd=tmp_path, BTM_WORK_POOL="nothing", **server.environment)
+    cure = "knows no work pool nothing of BTM's; register it with: btm deploy --pool nothing"
+    assert done.returncode == 2 and cure in done.stderr and "Traceback" not in done.stderr
     deployed(btm, server, tmp_path, "--pool=pods", "--type=kubernetes", "--job-variable", "image=registry/btm:1")
     done = btm("deploy", "--pool=pods", cwd=tmp_path, **server.environment)
     assert done.returncode == 2 and "pods is of type kubernetes" in done.stderr and "Traceback" not in done.stderr

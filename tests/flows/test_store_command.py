@@ -313,7 +313,8 @@ def test_what_a_registered_model_needs_is_kept(btm: Btm, tmp_path: Path, monkeyp
     refused(btm(*options, "--delete", cwd=tmp_path), "registered model two, version 1 needs run 20260101-gone")
     client.log_dict(gone, {"lineage": [{"address": address("lost")}]}, "report.json")
     refused(
-        btm("store", "rm", "20260102", "--store=store", "--delete", cwd=tmp_path), "registered model one, version 1"
+        btm("store", "rm", "20260102", "--store=store", "--delete", cwd=tmp_path),
+        "run 20260102-kept is needed by registered model one, version 1; delete that first",
     )
     assert btm("store", "rm", "20260103", "--store=store", "--delete", cwd=tmp_path).returncode == 0
     shutil.rmtree(tmp_path / "store/runs/20260102-kept")  # by hand
