@@ -83,7 +83,7 @@ def resampled_recall(
         patterns, counts = np.unique(right, axis=0, return_counts=True)
         total = counts.sum()
         if total == 0:
-            raise DataError(f"class {c} has no test image")
+            raise DataError(f"class {c} has no test image to resample")
         draws = random.multinomial(total, counts / total, resamplings)
         recall[:, :, c] = draws @ patterns / total
     return recall
@@ -157,7 +157,7 @@ def _paired(targets: ArrayLike, first: ArrayLike, second: ArrayLike) -> tuple[ND
     """Return targets (N,), predictions (S, N) of the first way, and (2 S, N) of both."""
     a, b = np.atleast_2d(np.asarray(first)), np.atleast_2d(np.asarray(second))
     if a.shape != b.shape:
-        raise DataError(f"runs are compared in pairs, found {a.shape} and {b.shape} predictions")
+        raise DataError(f"runs are compared in pairs, found {a.shape} and {b.shape} predictions: give as many of each")
     return np.asarray(targets), a, np.concatenate([a, b])
 
 

@@ -10,7 +10,7 @@ from btm_core.errors import BTMError, ConfigError, DataError
 from btm_core.metrics import recall_report
 from btm_core.sampling import balanced_subset
 from btm_core.soups import adaptive_weights, criterion
-from btm_core.statistics import resampled_recall
+from btm_core.statistics import _paired, resampled_recall
 
 Call = Callable[[], object]
 CALLS: dict[str, tuple[type[BTMError], Call, str]] = {
@@ -76,6 +76,12 @@ CALLS: dict[str, tuple[type[BTMError], Call, str]] = {
         "a soup cannot be chosen on a split without images",
     ),
     "scores": (DataError, lambda: adaptive_weights([0.5, 0]), "scores must be (S,) and above 0, found [0.5, 0.0]"),
+    "resampled class": (DataError, lambda: resampled_recall([0, 2], [[0, 2]]), "class 1 has no test image to resample"),
+    "pairs": (
+        DataError,
+        lambda: _paired([0, 1], [[0, 1]], [[0, 1], [1, 1]]),
+        "runs are compared in pairs, found (1, 2) and (2, 2) predictions: give as many of each",
+    ),
     "models": (
         DataError,
         lambda: resampled_recall([0, 1], [[0, 1, 1]]),

@@ -127,7 +127,10 @@ def test_a_nan_loss_stops_the_stage_and_keeps_what_was_done(btm: Btm, own: Path)
 def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
     shots = ["--set=sampling.when_short=error", "--set=sampling.shots=6"]
     refused(btm("run", "my.yaml", *shots, cwd=own), "1 classes have fewer images than sampling.shots = 6", "digit-2")
-    refused(btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""), "no NVIDIA GPU")
+    refused(
+        btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""),
+        "device cuda was asked for, but no NVIDIA GPU",
+    )
     refused(
         btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"),
         "BTM_GPUS asks for 2 GPUs, 1 can be seen here; lower it",

@@ -239,7 +239,7 @@ def test_a_run_whose_store_would_be_lost_is_refused(monkeypatch: pytest.MonkeyPa
 
     for name in [name for name in os.environ if name.startswith("BTM_")]:
         monkeypatch.delenv(name)
-    with pytest.raises(ConfigError, match="BTM_STORE"):
+    with pytest.raises(ConfigError, match="needs a store that outlives it: set BTM_STORE"):
         worker_settings()
     monkeypatch.setenv("BTM_HOME", str(tmp_path))
     assert worker_settings().store_url == str(tmp_path / "store")

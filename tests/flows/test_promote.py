@@ -73,7 +73,7 @@ def test_the_gate_from_the_command_line(btm: Btm, tmp_path: Path) -> None:
         ),
         (["nothing"], ["no run 'nothing'", "btm store ls"]),
         (["latest"], ["no run"]),
-        (["--show", "--model=nothing"], ["no registered model 'nothing'"]),
+        (["--show", "--model=nothing"], ["there is no registered model 'nothing' at sqlite:", "; btm promote RUN_ID"]),
         (["--show", "--model=it's"], ["no name of a registered model"]),
         (
             ["--rollback", "--model=nothing"],

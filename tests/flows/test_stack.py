@@ -298,7 +298,7 @@ def test_what_up_refuses(btm: Btm, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (
         done.returncode == 2
         and "stack.json is damaged: " in done.stderr
-        and "; remove it, " in done.stderr
+        and "; remove it, and btm up starts anew" in done.stderr
         and "Traceback" not in done.stderr
     )
     (tmp_path / ".btm/stack/stack.json").unlink()

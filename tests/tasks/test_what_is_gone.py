@@ -33,6 +33,11 @@ from tasks.serving.package import package_run
         ),
         (
             "data",
+            lambda run, to: run.evidence,
+            "the data of evaluate/r-454349e422f05297 are no longer in the store {url}; ",
+        ),
+        (
+            "data",
             lambda run, to: sample_images(run.store, facts_of(run.store, "r")),
             ", are no longer in the store {url}; run it again",
         ),
@@ -46,7 +51,7 @@ def test_what_a_run_made(stage: str, use: Callable[[FinishedRun, Path], Any], me
     with pytest.raises(BTMError) as error:
         use(run, tmp_path / "package")
     assert message.format(url=store.url) in str(error.value)
-    assert f"{stage}/forged-" in str(error.value) or f"{stage}/r-" in str(error.value)
+    assert f"{stage}/forged-" in str(error.value) or "evaluate/r-" in str(error.value)
 
 
 def test_a_checkpoint_that_was_changed_meanwhile(tmp_path: Path) -> None:
