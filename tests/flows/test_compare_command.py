@@ -110,7 +110,7 @@ def test_names_that_are_none(btm: Btm, place: Place) -> None:
     shutil.rmtree(folder / ".btm/store/runs" / f"{run_id}x")
     refused(btm("compare", run_id, f"3{run_id[1:]}", cwd=folder), "did you mean", run_id)
     refused(btm("compare", run_id, "zzz", cwd=folder), "no run 'zzz'", "btm store ls")
-    refused(btm("compare", run_id, f"{run_id}:soop", cwd=folder), "no model 'soop'", "stage 1", "soup")
+    refused(btm("compare", run_id, f"{run_id}:soop", cwd=folder), "has no model 'soop'; it has ", "stage 1", "soup")
     refused(
         btm("compare", run_id, "old.pth.tar", cwd=folder),
         "old.pth.tar is no safetensors file: make one of it with btm import-checkpoint old.pth.tar",

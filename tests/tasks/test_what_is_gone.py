@@ -39,7 +39,7 @@ from tasks.serving.package import package_run
         (
             "data",
             lambda run, to: sample_images(run.store, facts_of(run.store, "r")),
-            ", are no longer in the store {url}; run it again",
+            "the data of run r, data/forged-",
         ),
     ],
 )
