@@ -140,11 +140,23 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     return raw
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but of a key that is there twice it does not silently take the second."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
 def _load_yaml(text: str, where: str) -> Any:
     if len(text) > MAX_YAML:
         raise ConfigError(f"{where} has {len(text)} characters, more than the {MAX_YAML} of any configuration")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
         _check_size(value)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -261,7 +273,7 @@ def _explain(error: ValidationError, where: str) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value for a message: not at any length, and without credentials."""
-    text = without_credentials(repr(value))
+    text = "nothing" if value is None else without_credentials(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

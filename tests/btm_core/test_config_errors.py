@@ -12,6 +12,7 @@ from btm_core.models import build_model
 
 OVERRIDES = {
     "a section": (["finetune=3"], "finetune: expected a section, that is keys with values", "found 3"),
+    "nothing": (["data=null"], "data: expected a section, that is keys with values", "found nothing"),
     "a list": (["sampling.lists=a.txt"], "sampling.lists: expected a list, as [a, b], found 'a.txt'"),
     "two dots": (["finetune..lr=1"], "override 'finetune..lr=1': expected KEY=VALUE, for instance finetune.lr=0.01"),
     "no key": (["=1"], "override '=1': expected KEY=VALUE"),
@@ -90,6 +91,10 @@ FILES: dict[str, tuple[bytes, str]] = {
             for old, new in zip("abcde", "bcdef", strict=True)
         ),
         f"my.yaml is not valid YAML: its aliases make more than {MAX_YAML} values",
+    ),
+    "a key twice": (
+        b"preset: digits-lt\nseed: 1\nfinetune: {lr: 0.1}\nseed: 2\n",
+        "my.yaml, line 4, column 1 is not valid YAML: key 'seed' is there twice",
     ),
     "preset": (b"preset: cifar\n", "my.yaml: preset 'cifar' is unknown; presets are cifar100-lt, "),
     "no such key": (b"preset: digits-lt\nfintune: {lr: 1}\n", "unknown key 'fintune'; did you mean 'finetune'?"),
