@@ -4,6 +4,7 @@ Called in this process, as far as a command gets before it starts anything: a pr
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "a text").write_text("a,b\nc\n")
     (folder / "text.safetensors").write_text("this is a text")
+    os.mkfifo(folder / "pipe")
     (folder / "binary").write_bytes(b"\x89PNG\r\n\x1a\n")
     return folder
 
@@ -47,8 +49,6 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def typed(things: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Typed]:
     """Call `btm` in that folder, where it has to refuse, and return its message."""
-    import os
-
     kept = clean_environment()
     for name in set(os.environ) - set(kept):
         monkeypatch.delenv(name)
@@ -150,16 +150,20 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         "a file has the name of a folder that is needed: choose another place",
     ),
     "merge into a device": (
-        ("merge", "ours.safetensors", "-o", "/dev/null"),
-        "/dev/null is a device or a pipe, expected a file to write, or none yet: choose another name",
+        ("merge", "ours.safetensors", "-o", "pipe"),
+        "pipe is a device or a pipe, expected a file to write, or none yet: choose another name",
+    ),
+    "merge into the web": (
+        ("merge", "ours.safetensors", "-o", "http://127.0.0.1:9/x"),
+        "http://127.0.0.1:9/x cannot be written, web servers only give files: use a path or s3://bucket/name",
     ),
     "merge of a remote file without keys": (
         ("merge", "s3://bucket/a.safetensors", "-o", "x"),
         "Unable to locate credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     ),
     "import into a device": (
-        (*IMPORT[:3], "/dev/null"),
-        "/dev/null is a device or a pipe, expected a file to write, or none yet: choose another name",
+        (*IMPORT[:3], "pipe"),
+        "pipe is a device or a pipe, expected a file to write, or none yet: choose another name",
     ),
     "import below a file": (
         (*IMPORT[:3], "a text/x"),
@@ -200,7 +204,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_typed(typed: Typed, arguments: tuple[str, ...], message: str) -> None:
     assert message in typed(*arguments)
-    assert Path("/dev/null").is_char_device()
+    assert Path("pipe").is_fifo()  # as /dev/null is a device, which root could replace
 
 
 SURROUNDINGS: dict[str, tuple[dict[str, str], str]] = {
