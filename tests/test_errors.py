@@ -27,6 +27,7 @@ UNREAD = {
     "changes all the time": "a race that lasts: somebody writes between every two looks",
     "is written by too many at once": "a race that lasts",
     "could not be written under any name": "as many writers at one moment as there are names",
+    " images does not fit into the memory of the GPU": "a GPU",
     "GPUs, {} can be seen; lower it": "torch that sees fewer GPUs than the driver, which was asked before",
     "there is no validation split to evaluate on": "refused where the configuration is read; for flows of one's own",
     "another user of MLflow has claimed": "a server with permissions, and a user of it who died at one moment",

@@ -60,22 +60,24 @@ def missing_file(name: str, file: str) -> DataError:
     return DataError(f"data.{name}: {file} does not exist; correct data.{name}")
 
 
-def read_text(file: str, key: str) -> str:
-    """Return the text of a file that `key` of the configuration names.
+def read_text(file: str, key: str | None = None) -> str:
+    """Return a file's text; `key` is what names it in the configuration, if anything does.
 
     Raises DataError if there is no such file, or it is not UTF-8.
     """
+    named = f"{key}: " if key else ""
     try:
         data = read_bytes(file)
     except FileNotFoundError:
-        raise DataError(f"{key}: {file} does not exist; correct {key}") from None
+        cure = f"; correct {key}" if key else ""
+        raise DataError(f"{named}{file} does not exist{cure}") from None
     except StoreError as error:
-        raise DataError(f"{key}: {error}") from None
+        raise DataError(f"{named}{error}") from None
     try:
         return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}, line {line}: not UTF-8 text, as {key} has to be") from None
+        raise DataError(f"{named}{file}, line {line}: not UTF-8 text, as it has to be") from None
 
 
 def open_root(config: DataConfig) -> tuple[Any, str]:

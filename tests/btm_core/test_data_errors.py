@@ -67,7 +67,7 @@ LISTS: dict[str, tuple[Change | None, dict[str, object], str]] = {
     "binary": (
         lambda root: (root / "train.txt").write_bytes(b"a.png 0\nb\xff.png 1\n"),
         {},
-        "{root}/train.txt, line 2: not UTF-8 text, as data.train has to be",
+        "data.train: {root}/train.txt, line 2: not UTF-8 text, as it has to be",
     ),
     "commas": (
         lambda root: (root / "train.txt").write_text("a.png,0\n"),

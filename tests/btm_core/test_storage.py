@@ -278,6 +278,8 @@ def test_a_read_only_disk_is_named(small_disk: Path, tmp_path: Path) -> None:
     store = Store(str(small_disk / "store"))
     artifact = publish(store, tmp_path / "a")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="may not be written to; choose another with --store"):
+        store.check_there()
     with pytest.raises(StoreError, match="read-only: choose another with --store"):
         store.check_writable()
     with pytest.raises(StoreError, match="read-only"):

@@ -3,6 +3,7 @@
 Called in this process, as far as a command gets before it starts anything: a process each would take a second.
 """
 
+import itertools
 import logging
 import os
 import sys
@@ -42,6 +43,10 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "a text").write_text("a,b\nc\n")
     (folder / "text.safetensors").write_text("this is a text")
     os.mkfifo(folder / "pipe")
+    for split, label in itertools.product(("train", "test"), "ab"):
+        (folder / "broken" / split / label).mkdir(parents=True)
+        (folder / "broken" / split / label / "1.png").write_bytes(b"no image")
+    (folder / "train.json").write_text('{"a": 1}')
     (folder / "binary").write_bytes(b"\x89PNG\r\n\x1a\n")
     return folder
 
@@ -68,7 +73,8 @@ def typed(things: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         written = capsys.readouterr()
         assert end.value.code == 2, written.err
         assert written.out == ""
-        [message] = [part for part in written.err.split("btm: ") if part]
+        *told, message = [part for part in written.err.split("btm: ") if part]
+        assert not told or arguments[0] == "init"  # which tells what it recognised
         assert set(things.iterdir()) - was <= {things / ".btm"}
         return message.strip()
 
@@ -167,7 +173,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "import below a file": (
         (*IMPORT[:3], "a text/x"),
-        "a text/x cannot be written: [Errno 17] File exists: 'a text'; ch",
+        "File exists: 'a text'; choose another with --output",
     ),
     "import with --set": (
         (*IMPORT, "--set", "seed=1"),
@@ -183,7 +189,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "import with binary classes": (
         (*IMPORT, "--data", "my.yaml", "--classes", "binary"),
-        "binary, line 1: not UTF-8 text, as --classes has to be",
+        "--classes: binary, line 1: not UTF-8 text, as it has to be",
     ),
     "import with other classes": (
         (*IMPORT, "--data", "my.yaml", "--classes", "a text"),
@@ -196,6 +202,22 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "compare with --set": (
         ("compare", "ours.safetensors", "other.safetensors", "--set", "seed=1"),
         "--set changes the experiment of --data, and none is named: add --data PRESET|FILE",
+    ),
+    "init where nothing can be written": (
+        ("init", "images", "-o", "/proc/my.yaml"),
+        "/proc cannot be written to: No such file or directory; choose another -o",
+    ),
+    "init from what says nothing of itself": (
+        ("init", "images", "-o", "new.yaml", "--start", "ours.safetensors"),
+        "ours.safetensors does not say what network it is; make one that does: btm import-checkpoint ours.safetensors",
+    ),
+    "init of broken images": (
+        ("init", "broken", "-o", "new.yaml"),
+        "training images can be decoded, so their size is not known; the last: ",
+    ),
+    "init of another JSON": (
+        ("init", "train.json", "-o", "new.yaml"),
+        "train.json is not one of iNaturalist's annotation files: no images with file_name",
     ),
     "no store": (("store", "ls", "--store", "absent"), "there is no store at "),
 }
@@ -211,6 +233,10 @@ SURROUNDINGS: dict[str, tuple[dict[str, str], str]] = {
     "BTM_HOME is a file": (
         {"BTM_HOME": "a text"},
         "BTM_HOME a text cannot be used as a folder: File exists; choose another",
+    ),
+    "BTM_HOME is a file, and nothing is written": (
+        {"BTM_HOME": "a text", "COMMAND": "plan"},
+        "BTM_HOME a text cannot be used as a folder: it is a file; choose another, or unset it",
     ),
     "too many GPUs": (
         {"BTM_GPUS": "2", "CUDA_VISIBLE_DEVICES": "0"},
@@ -246,7 +272,7 @@ SURROUNDINGS: dict[str, tuple[dict[str, str], str]] = {
 
 @pytest.mark.parametrize(("environment", "message"), SURROUNDINGS.values(), ids=SURROUNDINGS)
 def test_where_it_is_typed(typed: Typed, environment: dict[str, str], message: str) -> None:
-    assert message in typed("run", "my.yaml", **environment)
+    assert message in typed(environment.get("COMMAND", "run"), "my.yaml", **environment)
 
 
 def test_more_gpus_than_are_visible_to_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
