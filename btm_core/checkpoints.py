@@ -64,6 +64,8 @@ def read_metadata(path: Path) -> CheckpointMetadata | None:
             header = read_header(file, str(path))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"checkpoint {path} is a folder, expected a safetensors file") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     try:
@@ -148,7 +150,10 @@ def load_checkpoint(path: Path) -> tuple[Classifier, CheckpointMetadata]:
     """Build the classifier that a checkpoint of ours describes, and load it."""
     metadata = read_metadata(path)
     if metadata is None:
-        raise CheckpointError(f"{path} carries no BTM metadata, so its architecture is unknown")
+        raise CheckpointError(
+            f"{path} carries no BTM metadata, so its architecture is unknown; "
+            "btm import-checkpoint adds them, with --data"
+        )
     model = build_model(metadata.backbone, len(metadata.class_names), metadata.channels)
     load_into(model, path)
     return model, metadata

@@ -89,7 +89,7 @@ class FirstExperiment:
                 path.write_bytes(old)
             raise
         except OSError as error:
-            raise ConfigError(f"{output.parent} cannot be written to: {error.strerror}") from None
+            raise ConfigError(f"{output.parent} cannot be written to: {error.strerror}; choose another -o") from None
         finally:
             draft.unlink(missing_ok=True)
 

@@ -90,7 +90,9 @@ class LabelAwareSmoothing(nn.Module):
             assert power is not None
             weight = s**power
         else:
-            raise ConfigError(f"label-aware smoothing: unknown shape {shape!r}")
+            raise ConfigError(
+                f"label-aware smoothing: unknown shape {shape!r}; known are concave, linear, convex, exponential"
+            )
         self.register_buffer("epsilon", tail + (head - tail) * weight)
         self.register_buffer("weights", weights)
 

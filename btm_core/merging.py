@@ -212,19 +212,23 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
         raise CheckpointError("merge needs at least one checkpoint")
     shares = [1.0] * count if weights is None else [float(weight) for weight in weights]
     if len(shares) != count or min(shares) < 0 or not 0 < sum(shares) < float("inf"):
-        raise CheckpointError(f"{count} checkpoints need as many weights >= 0 with a sum above 0, found {weights}")
+        raise CheckpointError(
+            f"{count} checkpoints need {count} weights, none below 0 and their sum above 0, found {weights}"
+        )
     return [share / max(shares) for share in shares]
 
 
 def _open(url: str, weight: float, stack: ExitStack) -> _FileInput:
     try:
         return _FileInput(stack.enter_context(open_ranges(url)), weight)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint not found: {error}") from None
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {url} does not exist") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"checkpoint {url} is a folder, expected a safetensors file") from None
     except OSError as error:
         if isinstance(error, BTMError):
             raise
-        raise CheckpointError(f"checkpoint cannot be read: {error}") from None
+        raise CheckpointError(f"checkpoint {url} cannot be read: {error}") from None
 
 
 def _check_alike(readers: Sequence[_Input]) -> None:

@@ -82,7 +82,7 @@ def resampled_recall(
     ends = np.cumsum(np.bincount(y))
     for c, (start, end) in enumerate(zip(np.concatenate([[0], ends]), ends, strict=False)):
         if start == end:
-            raise DataError(f"class {c} has no test image")
+            raise DataError(f"class {c} has no test image to resample")
         patterns, counts = np.unique(right[start:end], axis=0, return_counts=True)
         draws = random.multinomial(end - start, counts / (end - start), resamplings)
         recall[:, :, c] = draws @ patterns / (end - start)
@@ -162,7 +162,7 @@ def _paired(targets: ArrayLike, first: ArrayLike, second: ArrayLike) -> tuple[ND
     """Return targets (N,), predictions (S, N) of the first way, and (2 S, N) of both."""
     a, b = np.atleast_2d(np.asarray(first)), np.atleast_2d(np.asarray(second))
     if a.shape != b.shape:
-        raise DataError(f"runs are compared in pairs, found {a.shape} and {b.shape} predictions")
+        raise DataError(f"runs are compared in pairs, found {a.shape} and {b.shape} predictions: give as many of each")
     return np.asarray(targets), a, np.concatenate([a, b])
 
 

@@ -34,6 +34,8 @@ ITEM_BITS = {
     "F4": 4,
 }
 LARGEST = 2**63 - 1
+TORCH = (b"PK\x03\x04", b"\x80\x02")
+"""How files of torch.save begin: archives, and pickles before torch 1.6."""
 
 T = TypeVar("T")
 
@@ -62,9 +64,12 @@ def read_header(file: BinaryIO, where: str) -> Header:
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        (length,) = struct.unpack("<Q", file.read(8))
+        start = file.read(8)
+        (length,) = struct.unpack("<Q", start)
+        if start.startswith(TORCH):
+            raise ValueError("torch.save wrote it; make a safetensors file of it with btm import-checkpoint")
         if length > HEADER_LIMIT:
-            raise ValueError(f"a header of {length} bytes; at most {HEADER_LIMIT} are read")
+            raise ValueError(f"a header of {length} bytes, at most {HEADER_LIMIT} are read: it is something else")
         if 8 + length > size:
             raise ValueError(f"its header is cut off: {length} bytes are announced, the file has {size}")
         document = json.loads(file.read(length), object_pairs_hook=_once, parse_constant=_no_number)
@@ -104,10 +109,12 @@ def _loaded(path: Path, load_file: Callable[[Path], dict[str, T]]) -> dict[str, 
         return load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except IsADirectoryError:
+        raise CheckpointError(f"checkpoint {path} is a folder, expected a safetensors file") from None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
-        # A type that the format knows, but torch or NumPy does not, is a KeyError or a ValueError.
+        # A type that the format knows, but torch or NumPy does not, is one of the others.
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
 
 

@@ -55,7 +55,7 @@ def compare(
     if len(models) < 2:
         raise ConfigError("name at least two models to compare")
     if overrides and data is None:
-        raise ConfigError("--set changes the experiment of --data, and none is named")
+        raise ConfigError("--set changes the experiment of --data, and none is named: add --data PRESET|FILE")
     log_to_stderr(verbose=False)
     flags = {"store": store, "device": device}
     settings = runtime_settings({name: value for name, value in flags.items() if value is not None})

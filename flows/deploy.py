@@ -110,7 +110,10 @@ def _on_server(work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
             )
         return asyncio.run(_checked(work))
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        raise ConfigError(f"the Prefect server at {url} (PREFECT_API_URL) cannot be reached: {error}") from None
+        raise ConfigError(
+            f"the Prefect server at {url} (PREFECT_API_URL) cannot be reached: {error}; is it up, and is its "
+            "URL of the form http://HOST:4200/api?"
+        ) from None
     except PrefectHTTPStatusError as error:
         reason = f"{error.response.status_code} {error.response.text[:500]}"
         raise ConfigError(f"the Prefect server at {url} (PREFECT_API_URL) refused: {reason}") from None
@@ -309,8 +312,11 @@ def _schedule(cron: str, timezone: str | None) -> CronSchedule:
     try:
         return CronSchedule(cron=cron, timezone=timezone or "UTC")
     except ValidationError as error:
-        reasons = "; ".join(problem["msg"] for problem in error.errors())
-        raise ConfigError(f"--cron {cron!r} in --timezone {timezone or 'UTC'} is no schedule: {reasons}") from None
+        reasons = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        raise ConfigError(
+            f"--cron {cron!r} in --timezone {timezone or 'UTC'} is no schedule: {reasons}; "
+            'expected five fields, such as "0 3 * * *", and a name such as Europe/Berlin'
+        ) from None
 
 
 async def _scheduled(client: PrefectClient, deployment: str, schedule: CronSchedule) -> DeploymentScheduleCreate:

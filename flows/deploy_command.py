@@ -102,14 +102,20 @@ def _variable(text: str) -> tuple[str, Any]:
 
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise ConfigError(f"--job-variable {key!r} is not of the form KEY=VALUE")
+        raise ConfigError(f"--job-variable {key!r} is not of the form KEY=VALUE, such as image=registry/btm:1")
     block = value.strip().startswith("{{ prefect.blocks.")
     if not block and (SECRET.search(key) or without_credentials(value) != value):
         raise ConfigError(
             f"--job-variable {key}: whoever sees the deployment would see this secret; set it where workers start, or "
             "put it into a block of Prefect's: --job-variable 'KEY={{ prefect.blocks.secret.NAME }}'"
         )
-    return key, value if key.startswith("env.") else yaml.safe_load(value)
+    if key.startswith("env."):
+        return key, value
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError(f"--job-variable {key}: {value!r} is not valid YAML: {problem}; put it in quotes") from None
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -78,7 +78,10 @@ def check_server(settings: RuntimeSettings, url: str | None) -> None:
         )
     with get_client(sync_client=True) as client:
         if (problem := client.api_healthcheck()) is not None:
-            raise ConfigError(f"the Prefect server at {url} (PREFECT_API_URL) cannot be reached: {problem!r}")
+            raise ConfigError(
+                f"the Prefect server at {url} (PREFECT_API_URL) cannot be reached: {problem}; is it up, and is "
+                "its URL of the form http://HOST:4200/api? Unset PREFECT_API_URL to have one of btm's own"
+            )
         if settings.engine == "workpool":
             try:
                 client.read_deployment_by_name(f"btm-step/{pool}")

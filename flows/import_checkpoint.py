@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from btm_core.errors import CheckpointError
+from btm_core.errors import BTMError, CheckpointError, ConfigError
 from flows.options import Json, Overrides
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def import_checkpoint(
     from btm_core.config import load_experiment
     from btm_core.data import scan
 
+    if overrides and data is None:
+        raise ConfigError("--set changes the experiment of --data, and none is named: add --data PRESET|FILE")
     imported = importing.import_checkpoint(
         source, family=family, backbone=backbone, backbone_only=backbone_only, ema=ema, drop=drop or ()
     )
@@ -85,12 +87,14 @@ def _write(
 ) -> "Probe | None":
     """Write the file and return its proof; under its own name only after the proof went through."""
     from btm_core.checkpoints import METADATA_KEY, save_tensors
+    from btm_core.storage import refuse_special
 
     partial = output.parent / f".{output.name}.{os.getpid()}.partial"
     header = {METADATA_KEY: metadata.model_dump_json()} if metadata is not None else None
     try:
         with _as_checkpoint_error(output):
             output.parent.mkdir(parents=True, exist_ok=True)
+            refuse_special(output)
             save_tensors(tensors, partial, header)
         result = proof(partial)
         with _as_checkpoint_error(output):
@@ -107,8 +111,10 @@ def _as_checkpoint_error(output: Path) -> "Iterator[None]":
 
     try:
         yield
+    except BTMError:
+        raise
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{output} cannot be written: {error}") from None
+        raise CheckpointError(f"{output} cannot be written: {error}; choose another with --output") from None
 
 
 def _order(imported: "Imported", catalog: "Catalog | None", classes: Path | None, by_count: bool) -> list[int] | None:
@@ -144,7 +150,9 @@ def _order(imported: "Imported", catalog: "Catalog | None", classes: Path | None
 
 
 def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    from btm_core.data.sources import read_text
+
+    return [line.strip() for line in read_text(str(file), "--classes").splitlines() if line.strip()]
 
 
 def _metadata(
@@ -162,7 +170,8 @@ def _metadata(
         return None
     if catalog is not None and experiment is not None and imported.num_classes != catalog.num_classes:
         raise CheckpointError(
-            f"the checkpoint has {imported.num_classes} classes, that of {experiment.name} {catalog.num_classes}"
+            f"the checkpoint has {imported.num_classes} classes, the data set of {experiment.name} "
+            f"{catalog.num_classes}: name the experiment that it was trained on with --data"
         )
     made: dict[str, Any] = {
         "stage": "import",

@@ -8,7 +8,7 @@ from btm_core.data.catalog import Catalog
 from btm_core.errors import ConfigError
 from btm_core.storage import Store
 from tasks.data import scan_ahead
-from tasks.sample import short_classes
+from tasks.sample import check_lists, short_classes
 from tasks.settings import RuntimeSettings, visible_gpus
 
 __all__ = ["preflight"]
@@ -30,7 +30,9 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings, *, writing: b
         store.check_writable()
     else:
         if settings.home.exists() and not settings.home.is_dir():
-            raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: it is a file")
+            raise ConfigError(
+                f"BTM_HOME {settings.home} cannot be used as a folder: it is a file; choose another, or unset it"
+            )
         store.check_there()
     here = settings.engine == "local"  # elsewhere, GPUs are the cluster's to have
     if here and settings.gpus and settings.gpus > visible_gpus():
@@ -48,15 +50,9 @@ def preflight(config: ExperimentConfig, settings: RuntimeSettings, *, writing: b
         )
     catalog = scan_ahead(config.data)
     sampling = config.sampling
+    check_lists(sampling.lists, has_paths=catalog.train.paths is not None)
     short_classes(catalog.train_counts.tolist(), catalog.class_names, sampling.shots, sampling.when_short)
-    checkpoint = config.pretrain.checkpoint
-    if checkpoint is not None and "://" not in checkpoint:
-        from btm_core.checkpoints import check_classes, load_into
-        from btm_core.models import build_model
-
-        path = Path(checkpoint).expanduser()
-        load_into(build_model(config.model.backbone, catalog.num_classes, config.data.input.channels), path)
-        check_classes(path, catalog.class_names)
+    _check_start(config, catalog)
     return catalog
 
 
@@ -64,4 +60,24 @@ def _make_home(settings: RuntimeSettings) -> None:
     try:
         settings.home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"BTM_HOME {settings.home} cannot be used as a folder: {error}") from None
+        raise ConfigError(
+            f"BTM_HOME {settings.home} cannot be used as a folder: {error.strerror}; choose another, or unset it"
+        ) from None
+
+
+def _check_start(config: ExperimentConfig, catalog: Catalog) -> None:
+    """Load the file that stage 1 is, or starts from, if it is on this machine. Raises CheckpointError."""
+    checkpoint, initial = config.pretrain.checkpoint, config.pretrain.initial
+    start = checkpoint or initial
+    if start is None or "://" in start:
+        return
+    from btm_core.checkpoints import check_classes, load_backbone, load_into
+    from btm_core.models import build_model
+
+    path = Path(start).expanduser()
+    model = build_model(config.model.backbone, catalog.num_classes, config.data.input.channels)
+    if checkpoint is None:
+        load_backbone(model, path, config.pretrain.fresh_last_block)
+    else:
+        load_into(model, path)
+        check_classes(path, catalog.class_names)

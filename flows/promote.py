@@ -14,6 +14,7 @@ from prefect.states import Completed
 from btm_core.config import with_overrides
 from btm_core.errors import ConfigError, StoreError, StoreUnavailableError
 from btm_core.storage import Store
+from btm_core.urls import without_credentials
 from flows.btm import FLOW_OPTIONS
 from flows.flow_run import log, worker_settings
 from flows.prefect_pages import in_prefect
@@ -70,7 +71,10 @@ def take_back(model: str, reason: str | None = None, settings: RuntimeSettings |
     with in_prefect():
         registry = Registry(settings, model)
         if not registry.exists():
-            raise ConfigError(f"there is no registered model {model!r} at the MLflow of these settings")
+            raise ConfigError(
+                f"there is no registered model {model!r} at {without_credentials(registry.uri)}; btm promote RUN_ID "
+                "makes one"
+            )
         document = record(registry, Store(settings.store_url), roll_back(registry, whoever(), reason))
         return _told(document)  # type: ignore[return-value]
 

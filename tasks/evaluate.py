@@ -150,7 +150,7 @@ def evidence_of(store: Store, evaluation: Artifact) -> "Evidence":
     manifest = store.manifest(evaluation.address)
     data = store.find(manifest.parents["data"]) if manifest is not None else None
     if data is None:
-        raise ArtifactError(f"the data of {evaluation.address} are no longer in the store {store.url}")
+        raise ArtifactError(f"the data of {evaluation.address} are no longer in the store {store.url}; run it again")
     description, recall = describe(store, data), store.read_json(evaluation, RECALL)
     targets, predictions = predictions_of(store, evaluation)
     return Evidence(

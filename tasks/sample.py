@@ -14,7 +14,7 @@ from tasks.data import DESCRIPTION, LABELS
 from tasks.step import Step
 from tasks.workspace import Workspace
 
-__all__ = ["SUBSET", "SampleSubset", "UnionOfSubsets", "short_classes"]
+__all__ = ["SUBSET", "SampleSubset", "UnionOfSubsets", "check_lists", "short_classes"]
 
 SUBSET = "subset.json"
 
@@ -23,7 +23,17 @@ def _read(listing: str) -> bytes:
     try:
         return read_bytes(listing)
     except OSError as error:
-        raise DataError(f"sampling.lists: {listing} cannot be read: {error}") from None
+        why = "it does not exist" if isinstance(error, FileNotFoundError) else error
+        raise DataError(f"sampling.lists: {listing} cannot be read: {why}") from None
+
+
+def check_lists(lists: Sequence[str], *, has_paths: bool) -> None:
+    """Raise DataError if subsets are listed by path and the data set has none, or a list on this machine is absent."""
+    if lists and not has_paths:
+        raise DataError("sampling.lists names images by path, but this data set has none: leave it out, and draw")
+    for listing in lists:
+        if "://" not in listing:
+            _read(listing)
 
 
 def short_classes(counts: Sequence[int], names: Sequence[str], shots: int, when_short: str) -> list[int]:
@@ -100,8 +110,7 @@ class SampleSubset(Step):
         from btm_core.data.sources import read_list
 
         description = json.loads(work.fetch(self.data, DESCRIPTION).read_text())
-        if not description["has_paths"]:
-            raise DataError("sampling.lists names images by path, but this data set has none: leave it out, and draw")
+        check_lists([listing], has_paths=description["has_paths"])
         paths, labels = read_list(work.fetch(self.data, "train.txt").read_text(encoding="utf-8"), "train.txt")
         position_of = {
             (short_name(path), int(label)): i for i, (path, label) in enumerate(zip(paths, labels, strict=True))

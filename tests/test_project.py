@@ -19,8 +19,9 @@ LOCK = (ROOT / "requirements.lock").read_text()
 
 def commands(of: typer.Typer, before: str = "btm") -> set[str]:
     """Return how every command is typed, also those of groups."""
-    own = {f"{before} {c.name or c.callback.__name__}" for c in of.registered_commands if c.callback}
-    return own.union(*(commands(group.typer_instance, f"{before} {group.name}") for group in of.registered_groups))
+    own = {f"{before} {c.name or c.callback.__name__.replace('_', '-')}" for c in of.registered_commands if c.callback}
+    groups = [group.typer_instance for group in of.registered_groups]
+    return own.union(*(commands(group, f"{before} {group.info.name}") for group in groups))
 
 
 def test_the_readme_shows_every_command() -> None:

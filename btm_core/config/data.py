@@ -34,7 +34,7 @@ class InputConfig(Section):
             if len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values, expected {self.channels}, one a channel")
         if any(value <= 0 for value in self.std):
-            raise ValueError("std must be above 0 in every channel")
+            raise ValueError(f"std must be above 0 in every channel, found {list(self.std)}")
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize is {self.resize}, less than the crop of size {self.size}")
         return self
@@ -95,13 +95,13 @@ class DataConfig(Section):
         if self.format in ("list", "csv", "parquet", "inaturalist"):
             missing = [name for name in ("root", "train", "test") if getattr(self, name) is None]
             if missing:
-                raise ValueError(f"format {self.format} needs {', '.join(missing)}")
+                raise ValueError(f"format {self.format} needs {', '.join(missing)}: set them")
         if self.validation is not None and self.validation_per_class is not None:
             raise ValueError("validation gives a split, validation_per_class carves one: set one of them")
         if self.validation is not None and self.format in ("digits", "cifar100"):
             raise ValueError(f"format {self.format} has no files to give: carve a split with validation_per_class")
         if self.format == "image_folder" and self.root is None:
-            raise ValueError("format image_folder needs root")
+            raise ValueError("format image_folder needs root, the folder that holds train/CLASS and test/CLASS")
         if self.format == "digits" and self.input.channels != 1:
             raise ValueError("format digits has grey images: set input.channels to 1, and one value of mean and std")
         if self.format in ("digits", "cifar100") and not self.input.decode_once:

@@ -20,6 +20,15 @@ MAX_YAML = 1_000_000
 """Characters, and values: more than any configuration has."""
 
 
+EXPECTED = {
+    "model_type": "a section, that is keys with values (--set section.key=value sets one)",
+    "dict_type": "keys with values",
+    "tuple_type": "a list, as [a, b]",
+    "list_type": "a list, as [a, b]",
+}
+"""What pydantic calls by names of Python."""
+
+
 def preset_names() -> list[str]:
     """Return the names of the presets that ship with the package."""
     folder = resources.files("btm_core") / "presets"
@@ -47,6 +56,8 @@ def load_experiment(preset_or_path: str | Path, overrides: Sequence[str] = ()) -
         raw = _read_preset(name, "preset") | {"name": name}
     elif _is_file(path):
         raw = _read_file(path)
+    elif _looks_like_a_path(path):
+        raise ConfigError(_no_file(path))
     else:
         close = difflib.get_close_matches(name, preset_names(), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -63,6 +74,21 @@ def preset_behind(preset_or_path: str | Path) -> str | None:
     path = Path(preset_or_path)
     base = _parse_yaml(path.read_text(encoding="utf-8"), str(path)).get("preset")
     return None if base is None else str(base)
+
+
+def _looks_like_a_path(path: Path) -> bool:
+    return path.suffix.lower() in (".yaml", ".yml") or len(path.parts) > 1 or _is_folder(path)
+
+
+def _no_file(path: Path) -> str:
+    """Return what is wrong with a path that no file is at, and which file beside it may have been meant."""
+    if _is_folder(path):
+        return f"{_shown(str(path))} is a folder, expected a preset or a YAML file"
+    folder = path.parent
+    beside = [file.name for file in folder.iterdir() if file.suffix in (".yaml", ".yml")] if _is_folder(folder) else []
+    close = difflib.get_close_matches(path.name, beside, 1, 0.8)
+    hint = f"did you mean {str(folder / close[0])!r}?" if close else f"it was looked for in {_shown(str(Path.cwd()))}"
+    return f"the file {_shown(str(path))} does not exist: {hint}"
 
 
 def with_overrides(experiment: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
@@ -92,7 +118,12 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         raw = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text: {error}") from None
+        raise ConfigError(
+            f"{path} is not UTF-8 text, as YAML has to be: byte {error.object[error.start]:#04x} at {error.start}; "
+            "save it as UTF-8, or name another file"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     base = raw.pop("preset", None)
     _anchor_paths(raw, path.parent)
     if base is not None:
@@ -104,16 +135,34 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     raw = _load_yaml(text, where)
     if not isinstance(raw, dict):
-        raise ConfigError(f"{where} must hold a mapping of sections (data, model, ...), found {type(raw).__name__}")
+        found = "nothing: it is empty" if raw is None else f"a {type(raw).__name__}"
+        raise ConfigError(f"{where} must hold a mapping of sections (data, model, ...), found {found}")
     return raw
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but of a key that is there twice it does not silently take the second."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
 
 
 def _load_yaml(text: str, where: str) -> Any:
     if len(text) > MAX_YAML:
         raise ConfigError(f"{where} has {len(text)} characters, more than the {MAX_YAML} of any configuration")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
         _check_size(value)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None and "\n" in text else ""
+        tab = "; YAML is indented by spaces, not by tabs" if "'\\t'" in str(error.problem) else ""
+        raise ConfigError(f"{where}{at} is not valid YAML: {error.problem or error.context}{tab}") from None
     except Exception as error:  # a date of month 13 or a number of 5,000 digits makes the loader raise what it likes
         raise ConfigError(f"{where} is not valid YAML: {str(error) or type(error).__name__}") from None
     return value
@@ -161,6 +210,13 @@ def _absolute_from(folder: Path, path: str) -> str:
         raise ConfigError(f"{_shown(path)}: {error}") from None
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (ValueError, OSError):
+        return False
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -180,7 +236,7 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         shown = _shown(override)
         raise ConfigError(f"override {shown}: expected KEY=VALUE, for instance finetune.lr=0.01")
     value = _load_yaml(text, f"override of {key!r}: the value")
@@ -207,6 +263,8 @@ def _explain(error: ValidationError, where: str) -> str:
             lines.append(f"{key} is missing")
         elif problem["type"] == "value_error":
             lines.append(f"{key or 'experiment'}: {problem['ctx']['error']}")
+        elif problem["type"] in EXPECTED:
+            lines.append(f"{key}: expected {EXPECTED[problem['type']]}, found {_shown(problem['input'])}")
         else:
             found = _shown(problem["input"])
             lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {found}")
@@ -215,7 +273,7 @@ def _explain(error: ValidationError, where: str) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value for a message: not at any length, and without credentials."""
-    text = without_credentials(repr(value))
+    text = "nothing" if value is None else without_credentials(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -131,7 +131,9 @@ class PretrainConfig(TrainConfig):
         if self.checkpoint is not None and self.initial is not None:
             raise ValueError("checkpoint replaces stage 1, initial starts it: set one of them")
         if self.mixup_alpha and self.method.name not in ("cross_entropy", "balanced_softmax"):
-            raise ValueError(f"mixup_alpha belongs to cross_entropy and balanced_softmax, not to {self.method.name}")
+            raise ValueError(
+                f"mixup_alpha belongs to cross_entropy and balanced_softmax, not to {self.method.name}: set it to 0"
+            )
         if self.train != "all" and self.method.name == "paco":
             raise ValueError("paco trains the whole network: its momentum encoder follows all of it")
         return self
@@ -294,7 +296,8 @@ class ExperimentConfig(Section):
     def _quorum_can_be_met(self) -> Self:
         if self.finetune.quorum is not None and self.finetune.quorum > self.sampling.num_subsets:
             raise ValueError(
-                f"finetune.quorum is {self.finetune.quorum}, but sampling.num_subsets is {self.sampling.num_subsets}"
+                f"finetune.quorum is {self.finetune.quorum}, but sampling.num_subsets is {self.sampling.num_subsets}: "
+                "lower one, or raise the other"
             )
         return self
 

@@ -75,7 +75,7 @@ class Catalog:
         """Raise DataError for labels out of range, classes without images, and images in two splits."""
         for split in self.splits:
             if len(split) == 0:
-                raise DataError(f"the {split.name} split holds no image")
+                raise DataError(f"the {split.name} split holds no image; correct what data.{split.name} names")
             if self.num_classes < 2:
                 raise DataError(
                     f"there are {self.num_classes} classes, expected at least 2: {', '.join(self.class_names)}"

@@ -55,7 +55,7 @@ def write_clean_lists(inspection: Inspection, folder: Path) -> dict[str, int]:
         for file, text in files.items():
             file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{folder} cannot be written to: {error.strerror}") from None
+        raise DataError(f"{folder} cannot be written to: {error.strerror}; choose another folder") from None
     return dropped
 
 

@@ -55,7 +55,9 @@ def glimpse(catalog: Catalog, seed: int = 0) -> Glimpse:
         small = np.asarray(image.resize((16, 16), Image.Resampling.BOX), np.int16)
         apart = max(apart, int(np.ptp(small, axis=2).max()))
     if not shorter:
-        raise DataError(f"none of {len(chosen)} training images can be decoded; the last: {problem}")
+        raise DataError(
+            f"none of {len(chosen)} training images can be decoded, so their size is not known; the last: {problem}"
+        )
     mean, square = np.mean(np.asarray(moments), axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 1e-4))
     grey = apart <= GREY_WITHIN

@@ -22,7 +22,7 @@ def parse_inaturalist(text: str, where: str) -> tuple[list[str], NDArray[np.int6
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from None
+        raise DataError(f"{where} is not JSON, as iNaturalist's annotation files are: {error}") from None
     for key in ("images", "annotations"):
         if not isinstance(document, dict) or not isinstance(document.get(key), list):
             raise DataError(f"{where} has no list {key!r}; expected iNaturalist's images and annotations")
@@ -58,7 +58,7 @@ def _names(categories: Any, where: str) -> tuple[str, ...] | None:
     if not categories:
         return None
     if not isinstance(categories, list):
-        raise DataError(f"{where}: categories are no list")
+        raise DataError(f"{where}: categories are no list of id and name, but {type(categories).__name__}")
     names = _mapping(categories, "id", "name", f"{where}, categories")
     if set(names) != set(range(len(names))):
         raise DataError(f"{where}, categories: ids must be 0 .. {len(names) - 1} without gaps")

@@ -139,7 +139,7 @@ def _places(catalog: Catalog, config: DataConfig) -> list[str]:
     for split in catalog.splits:
         lines: Sequence[int] = range(1, len(split) + 1)
         if whole and config.format == "list":
-            text = read_text(files[split.name]).splitlines()
+            text = read_text(files[split.name], f"data.{split.name}").splitlines()
             lines = [number for number, line in enumerate(text, 1) if line.strip()]
         for position, (number, label) in enumerate(zip(lines, split.labels.tolist(), strict=False)):
             path = split.paths[position] if split.paths else f"{split.name} image {position}"

@@ -123,7 +123,7 @@ def _read_cifar100(config: DataConfig) -> Catalog:
 def _read_lists(config: DataConfig) -> Catalog:
     splits = []
     for name, file in split_files(config):
-        text = read_text(file)
+        text = read_text(file, f"data.{name}")
         paths, labels = read_list(text, file)
         lines = [f"line {number}" for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
         assert config.root is not None
@@ -135,7 +135,7 @@ def _read_inaturalist(config: DataConfig) -> Catalog:
     splits: list[Split] = []
     names: tuple[str, ...] | None = None
     for name, file in split_files(config):
-        paths, labels, own_names = parse_inaturalist(read_text(file), file)
+        paths, labels, own_names = parse_inaturalist(read_text(file, f"data.{name}"), file)
         names = names or own_names
         rows = [f"image {number}" for number in range(1, len(paths) + 1)]
         splits.append(Split(name, labels, inside(paths, file, rows)))
@@ -163,12 +163,16 @@ def _read_image_folder(config: DataConfig) -> Catalog:
             for label, paths in ask_root(fs, config.root, partial(_class_folders, fs, top)).items()
         }
     if not any(found["train"].values()):
-        raise DataError(f"no image ({', '.join(IMAGE_SUFFIXES)}) in a class folder of {root}/{config.train or 'train'}")
+        top = f"{root}/{config.train or 'train'}"
+        raise DataError(
+            f"{top} holds no image ({', '.join(IMAGE_SUFFIXES)}): image_folder expects one sub-folder a class, with "
+            "its images; correct data.root or data.train"
+        )
     names = class_names(config) or tuple(sorted(found["train"]))
     unknown = sorted(set().union(*found.values()) - set(names))
     if unknown:
         where = "in data.class_names" if config.class_names else "among the training folders"
-        raise DataError(f"{len(unknown)} class folders are not {where}:\n{some_of(unknown)}")
+        raise DataError(f"{len(unknown)} class folders are not {where}; add them there, or drop:\n{some_of(unknown)}")
     splits = []
     for split, by_class in found.items():
         pairs = [(path, c) for c, label in enumerate(names) for path in by_class.get(label, [])]

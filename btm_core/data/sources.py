@@ -57,22 +57,27 @@ def _is_below(fs: Any, root: str, file: str) -> bool:
 
 def missing_file(name: str, file: str) -> DataError:
     """Return the error that a split's file is not there."""
-    return DataError(f"data.{name}: {file} does not exist")
+    return DataError(f"data.{name}: {file} does not exist; correct data.{name}")
 
 
-def read_text(file: str) -> str:
-    """Return a file's text. Raises DataError if there is no such file, or it is not UTF-8."""
+def read_text(file: str, key: str | None = None) -> str:
+    """Return a file's text; `key` is what names it in the configuration, if anything does.
+
+    Raises DataError if there is no such file, or it is not UTF-8.
+    """
+    named = f"{key}: " if key else ""
     try:
         data = read_bytes(file)
     except FileNotFoundError:
-        raise DataError(f"{file} does not exist; set data.train and data.test") from None
+        cure = f"; correct {key}" if key else ""
+        raise DataError(f"{named}{file} does not exist{cure}") from None
     except StoreError as error:
-        raise DataError(f"{file} cannot be read; set data.train and data.test: {error}") from None
+        raise DataError(f"{named}{error}") from None
     try:
         return data.decode("utf-8-sig")  # a byte order mark is no part of the first path
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{file}, line {line}: not UTF-8 text") from None
+        raise DataError(f"{named}{file}, line {line}: not UTF-8 text, as it has to be") from None
 
 
 def open_root(config: DataConfig) -> tuple[Any, str]:
@@ -106,7 +111,7 @@ def inside(paths: Sequence[str], where: str, positions: Sequence[str]) -> tuple[
         if posixpath.isabs(normal) or normal == ".." or normal.startswith("../") or "://" in path:
             raise DataError(f"{where}, {position}: {path!r} leaves data.root; paths must be relative and inside it")
         if normal == "." or not path or NO_PATH.search(path):
-            raise DataError(f"{where}, {position}: {path!r} is no path of a file")
+            raise DataError(f"{where}, {position}: {path!r} is no path of a file: correct the line")
         safe.append(normal)
     return tuple(safe)
 
@@ -115,8 +120,13 @@ def class_names(config: DataConfig) -> tuple[str, ...] | None:
     """Return the names in `data.class_names`, if it is set."""
     if config.class_names is None:
         return None
-    names = tuple(line.strip() for line in read_text(config.class_names).splitlines() if line.strip())
+    names = tuple(
+        line.strip() for line in read_text(config.class_names, "data.class_names").splitlines() if line.strip()
+    )
     repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if repeated:
-        raise DataError(f"{config.class_names} names {len(repeated)} classes twice:\n{some_of(repeated)}")
+        raise DataError(
+            f"{config.class_names} names {len(repeated)} classes twice, expected one name a line, each once:\n"
+            f"{some_of(repeated)}"
+        )
     return names

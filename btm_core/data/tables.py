@@ -30,13 +30,24 @@ def read_tables(config: DataConfig) -> tuple[list[Split], tuple[str, ...] | None
         except FileNotFoundError:
             raise missing_file(name, file) from None
         except (ValueError, OSError) as error:
-            raise DataError(f"{file} cannot be read as {config.format}: {error}") from None
+            raise DataError(
+                f"{file} cannot be read as {config.format}: {error}; correct the file, data.format or data.{name}"
+            ) from None
         for column in (config.path_column, config.label_column):
             if column not in table.columns:
-                raise DataError(f"{file} has no column {column!r}, only {', '.join(map(str, table.columns))}")
+                found = ", ".join(map(repr, map(str, table.columns)))
+                raise DataError(
+                    f"{file} has no column {column!r}, it has {found}; set data.path_column and data.label_column to "
+                    "columns of it (in a CSV file, commas separate them)"
+                )
             empty = np.flatnonzero(table[column].isna())
             if len(empty):
-                raise DataError(f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows)")
+                raise DataError(
+                    f"{file}, row {empty[0] + 1}: column {column!r} is empty ({len(empty)} such rows); fill "
+                    "or drop them"
+                )
+        if not len(table):
+            raise DataError(f"{file} has columns but no rows, so there is no image in data.{name}")
         tables[name] = (file, table[config.path_column].astype(str).tolist(), table[config.label_column])
     names, encode = _label_encoder(tables["train"][2], class_names(config))
     splits = []

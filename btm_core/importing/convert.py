@@ -90,8 +90,6 @@ def import_checkpoint(
     ours = None
     if family == "btm" and classes is not None and source.suffix == ".safetensors":
         ours = read_metadata(source)
-    if ours is not None and len(ours.class_names) != classes:
-        raise CheckpointError(f"{source} has a head of {classes} classes, and names {len(ours.class_names)}")
     return Imported(family, name, classes, layout.tensors, layout.source, layout.dropped, layout.notes, ours)
 
 
@@ -146,6 +144,8 @@ def _leave_aside(layout: Layout, backbone_only: bool, drop: Sequence[str]) -> No
 
 def _load(source: Path) -> Mapping[str, Any]:
     """Return the file's top level; nothing in it is ever run."""
+    if source.is_dir():
+        raise CheckpointError(f"checkpoint {source} is a folder, expected a file of torch.save or safetensors")
     if not source.is_file():
         raise CheckpointError(f"checkpoint {source} does not exist")
     with source.open("rb") as opened:

@@ -154,4 +154,7 @@ def require_same_view(metadata: CheckpointMetadata, config: InputConfig) -> None
         f"{n} {value(metadata, n)}, not {value(config, n)}" for n in names if value(metadata, n) != value(config, n)
     ]
     if differing:
-        raise CheckpointError(f"the checkpoint was trained on images of {'; '.join(differing)}")
+        raise CheckpointError(
+            f"the checkpoint was trained on images of {'; '.join(differing)}: they would not "
+            "be shown to it in the same way"
+        )

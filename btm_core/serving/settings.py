@@ -31,5 +31,5 @@ def serving_settings() -> ServingSettings:
     try:
         return ServingSettings.model_validate(given)
     except ValidationError as error:
-        problems = "; ".join(f"{variables[str(p['loc'][0])]}: {p['msg']}" for p in error.errors())
+        problems = "; ".join(f"{variables[str(p['loc'][0])]}: {p['msg']}, found {p['input']!r}" for p in error.errors())
         raise ConfigError(f"serving settings: {problems}") from None

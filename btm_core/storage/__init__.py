@@ -2,6 +2,7 @@
 
 from btm_core.storage.files import FileFact, file_digest
 from btm_core.storage.folder import Transfer
+from btm_core.storage.local import refuse_special
 from btm_core.storage.manifest import Artifact, Manifest
 from btm_core.storage.ranges import Ranges
 from btm_core.storage.reading import (
@@ -32,6 +33,7 @@ __all__ = [
     "open_ranges",
     "read_bytes",
     "read_file",
+    "refuse_special",
     "storage_settings",
     "write_file",
 ]

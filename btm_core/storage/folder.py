@@ -70,7 +70,7 @@ class Folder:
             self._files.write(probe, b"btm")
             self._files.remove(probe)
         except StoreError as error:
-            reason = str(error).replace(f"/{probe}", "")
+            reason = str(error).replace(f"/{probe}", "").replace("another place", "another with --store")
             raise type(error)(f"store {self.url} cannot be written: {reason}") from None
 
     def check_there(self) -> None:

@@ -16,7 +16,7 @@ from btm_core.errors import StoreError
 from btm_core.storage.files import Digest, FileFact, Files, Note, file_digest, nothing
 from btm_core.storage.retrying import ConflictError, retrying
 
-__all__ = ["LocalFiles"]
+__all__ = ["LocalFiles", "refuse_special"]
 
 Result = TypeVar("Result")
 
@@ -174,6 +174,13 @@ def _copy(source: IO[bytes], target: IO[bytes] | None, note: Note) -> Digest:
     return digest.hexdigest(), size
 
 
+def refuse_special(target: Path) -> None:
+    """Raise StoreError if something is there that is no plain file: root would replace even /dev/null."""
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a device or a pipe"
+        raise StoreError(f"{target} is {kind}, expected a file to write, or none yet: choose another name")
+
+
 @contextmanager
 def _whole(target: Path, exclusive: bool) -> Iterator[IO[bytes]]:
     """Give a file beside `target` to write to, and move it into place at the end: readers see all of it or nothing.
@@ -183,7 +190,8 @@ def _whole(target: Path, exclusive: bool) -> Iterator[IO[bytes]]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # to read it would be an answer; to write it is not
-        raise StoreError(f"{target.parent} cannot be made: {error}; choose another with --store") from None
+        raise StoreError(f"{target.parent} cannot be made: {error}; choose another place") from None
+    refuse_special(target)
     partial = target.with_name(f"{target.name}.{uuid.uuid4().hex}.part")
     try:
         with partial.open("xb") as file:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
+from btm_core.errors import StoreError
 from btm_core.storage.files import Digest, file_digest
 from btm_core.storage.local import LocalFiles
 from btm_core.storage.opening import open_files
@@ -112,9 +113,13 @@ def write_file(url: str) -> Iterator[Callable[[int, memoryview], None]]:
 
     Raises StoreError if it cannot be written.
     """
+    if url.startswith(("http://", "https://")):
+        raise StoreError(f"{url} cannot be written, web servers only give files: use a path or s3://bucket/name")
     folder, name = _split(url)
     files = open_files(folder, storage_settings())
     if isinstance(files, LocalFiles):
+        real = Path(os.path.realpath(files.at(name)))  # what a link leads to is written, and the link stays
+        files, name = LocalFiles(real.parent), real.name
         with files.writing(name) as file:
             yield partial(_write_at, file.fileno(), url)
         return

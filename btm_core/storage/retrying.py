@@ -55,11 +55,13 @@ PERMANENT = {
 LOCAL = {
     errno.ENOSPC: "the disk is full: free space (`btm store gc` helps), and run again",
     errno.EDQUOT: "the quota of the disk is used up: free space (`btm store gc` helps), and run again",
-    errno.EROFS: "it is read-only: choose another with --store",
-    errno.EACCES: "access is denied: change its permissions, or choose another with --store",
-    errno.EPERM: "access is denied: change its permissions, or choose another with --store",
-    errno.ENOTDIR: "a part of the path is no folder: choose another with --store",
-    errno.ENAMETOOLONG: "the path is too long for this file system: choose another with --store",
+    errno.EROFS: "it is read-only: choose another place",
+    errno.EACCES: "access is denied: change its permissions, or choose another place",
+    errno.EPERM: "access is denied: change its permissions, or choose another place",
+    errno.ENOTDIR: "a part of the path is no folder: choose another place",
+    errno.EEXIST: "a file has the name of a folder that is needed: choose another place",
+    errno.EISDIR: "it is a folder, and a file is expected: correct the path",
+    errno.ENAMETOOLONG: "the path is too long for this file system: choose another place",
 }
 CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 CONFIGURATION = ("ProfileNotFound", "ConfigParseError", "InvalidConfigError", "ParamValidationError", "NoRegionError")
@@ -139,11 +141,13 @@ def _advice(error: BaseException) -> str:
         return "is the scheme (http or https) right? For a certificate of one's own see BTM_STORE_TLS_VERIFY"
     if name in CONFIGURATION:
         return "check AWS_PROFILE, AWS_REGION and the BTM_STORE_ settings"
+    if str(error).startswith("Invalid endpoint"):
+        return "AWS_ENDPOINT_URL_S3 (or BTM_STORE_ENDPOINT) has to be a URL, such as http://HOST:PORT"
     code = error_code(error)
     if code in PERMANENT:
         return PERMANENT[code]
     number = error.errno if isinstance(error, OSError) else None
-    return LOCAL.get(number or 0, "check that it exists and may be read and written, or choose another with --store")
+    return LOCAL.get(number or 0, "check that it exists and may be read and written, or choose another place")
 
 
 def _words(error: BaseException) -> str:

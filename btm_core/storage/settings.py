@@ -50,7 +50,9 @@ def storage_settings() -> StorageSettings:
     try:
         return StorageSettings()
     except ValidationError as error:
-        problems = "; ".join(f"BTM_STORE_{str(p['loc'][0]).upper()}: {p['msg']}" for p in error.errors())
+        problems = "; ".join(
+            f"BTM_STORE_{str(p['loc'][0]).upper()}: {p['msg']}, found {p['input']!r}" for p in error.errors()
+        )
         raise ConfigError(f"store settings: {problems}") from None
 
 

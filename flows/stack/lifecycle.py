@@ -233,7 +233,9 @@ def _read(home: Path) -> State:
     except FileNotFoundError:
         return State()
     except ValidationError as error:
-        raise StackError(f"{_file(home)} is damaged: {error.errors()[0]['msg']}; remove it") from None
+        raise StackError(
+            f"{_file(home)} is damaged: {error.errors()[0]['msg']}; remove it, and btm up starts anew"
+        ) from None
 
 
 @contextmanager
@@ -243,10 +245,12 @@ def _opened(home: Path) -> Iterator[Stack]:
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise StackError(f"BTM_HOME {home} cannot be used as a folder: {error}") from None
+        raise StackError(
+            f"BTM_HOME {home} cannot be used as a folder: {error.strerror}; choose another, or unset it"
+        ) from None
     with os.fdopen(os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StackError(f"another btm up or btm down is at work on {folder}") from None
+            raise StackError(f"another btm up or btm down is at work on {folder}; wait until it is done") from None
         yield Stack(home, _read(home))

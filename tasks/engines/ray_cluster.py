@@ -101,4 +101,7 @@ def _check_listening(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ConfigError(f"the Ray cluster at {address} cannot be reached: {error}") from None
+        raise ConfigError(
+            f"the Ray cluster at {address} cannot be reached: {error}; is it up? Correct RAY_ADDRESS or "
+            "BTM_RAY_ADDRESS, or unset them to have one started here"
+        ) from None

@@ -118,7 +118,7 @@ def roll_back(registry: Registry, by: str, reason: str | None = None) -> Decisio
     """
     standing = registry.standing()
     if standing.previous is None:
-        raise ConfigError(f"{registry.name!r} has no previous champion to go back to")
+        raise ConfigError(f"{registry.name!r} has no previous champion to go back to: only one was ever promoted")
     old = None if standing.champion is None else registry.version(standing.champion)
     back = registry.version(standing.previous)
     if not registry.move(standing, back.number, standing.champion, by):

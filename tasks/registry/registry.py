@@ -150,7 +150,9 @@ class Registry:
         """Return which versions are in use, and how the last decision on each version went, JSON-ready."""
         standing = self.standing() if self.exists() else None
         if standing is None:
-            raise ConfigError(f"there is no registered model {self.name!r} at {self._shown}")
+            raise ConfigError(
+                f"there is no registered model {self.name!r} at {self._shown}; btm promote RUN_ID makes one"
+            )
         with self._asking():
             named = sorted(self.client.get_registered_model(self.name).aliases.items())
             versions = self.client.search_model_versions(f"name = '{self.name}'", max_results=1000)

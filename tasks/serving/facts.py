@@ -99,7 +99,9 @@ def sample_images(store: Store, facts: ModelFacts, count: int = 8) -> list[bytes
     address = next(row["address"] for row in facts.lineage if row["address"].startswith("data/"))
     data = store.find(address)
     if data is None:
-        raise StoreError(f"the data of run {facts.run_id}, {address}, are no longer in the store {store.url}")
+        raise StoreError(
+            f"the data of run {facts.run_id}, {address}, are no longer in the store {store.url}; run it again"
+        )
     with tempfile.TemporaryDirectory(prefix="btm-") as folder:
         if store.read_json(data, DESCRIPTION)["packed"]:
             return _from_pixels(store, data, Path(folder), count)

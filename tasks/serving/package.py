@@ -122,7 +122,7 @@ def _checked(checkpoint: Path, evidence: Path, facts: ModelFacts) -> "Checkpoint
 
     metadata = read_metadata(checkpoint)
     if metadata is None:
-        raise CheckpointError(f"{checkpoint} carries no BTM metadata, so its architecture is unknown")
+        raise CheckpointError(f"{checkpoint} carries no BTM metadata, so its architecture is unknown; run it again")
     require_same_view(metadata, facts.input)
     if Evidence.load(evidence).class_names != metadata.class_names:
         raise CheckpointError(f"{evidence} is of other classes than {checkpoint}, or in another order")

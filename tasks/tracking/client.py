@@ -49,8 +49,8 @@ def unusable(settings: RuntimeSettings, error: Exception) -> TrackingError:
     """Return the error to raise for one of MLflow's, as long as nothing has been done."""
     return TrackingError(
         f"MLflow at {without_credentials(split_credentials(settings.mlflow_uri)[0])} cannot be used: "
-        f"{without_credentials(str(error))}; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to track in a "
-        "local database; a server with passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        f"{without_credentials(str(error)).strip()}; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to "
+        "track in a local database; a server with passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     )
 
 

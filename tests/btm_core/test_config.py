@@ -57,7 +57,7 @@ def test_overrides() -> None:
         ("finetune.lr=-1", "finetune.lr: input should be greater than 0"),
         ("model.backbone=resnet31", "model.backbone"),
         ("data.input.mean=[1, 2]", "mean has 2 values, expected 1"),
-        ("data.format=list", "needs root, train, test"),
+        ("data.format=list", "format list needs root, train, test: set them"),
         ("data.format=cifar100", "input.augmentation"),
         ("finetune.lr=.inf", "finetune.lr"),
         ("data.input.std=[.nan]", "data.input.std"),

@@ -37,7 +37,7 @@ def test_it_reads_what_it_wrote(evidence: Evidence, tmp_path: Path) -> None:
 def test_another_file_is_refused(evidence: Evidence, tmp_path: Path) -> None:
     path = tmp_path / "evidence.safetensors"
     save_file({"targets": np.arange(3)}, path)
-    with pytest.raises(CheckpointError, match="holds no evidence"):
+    with pytest.raises(CheckpointError, match="holds no evidence of a model: "):
         Evidence.load(path)
     for wrong in (
         {"targets": np.array([0, 1, 7, 1, 2, 2])},
@@ -46,7 +46,7 @@ def test_another_file_is_refused(evidence: Evidence, tmp_path: Path) -> None:
         {"targets": np.array([0.0, 0, 1, 1, 2, 2])},
     ):
         replace(evidence, **wrong).save(path)  # type: ignore[arg-type]
-        with pytest.raises(CheckpointError, match="holds no evidence"):
+        with pytest.raises(CheckpointError, match="holds no evidence of a model: "):
             Evidence.load(path)
 
 

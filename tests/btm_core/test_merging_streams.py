@@ -298,7 +298,7 @@ def test_any_file_system_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     merge(paths, tmp_path / "expected")
     merge(urls, f"memory://{tmp_path.name}/out")
     assert memory.cat_file(f"memory://{tmp_path.name}/out") == (tmp_path / "expected").read_bytes()
-    with pytest.raises(CheckpointError, match="checkpoint not found"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         merge([*urls, f"memory://{tmp_path.name}/absent"], tmp_path / "out")
     with open_ranges(urls[0]) as ranges:
         memory.pipe_file(urls[0], paths[1].read_bytes())

@@ -145,7 +145,7 @@ def test_what_is_not_recognised_is_told_with_what_was_seen(images: Path, tmp_pat
     (other / "notes.md").write_text("")
     with pytest.raises(DataError, match=r"no data set was recognised in .*other; .*There is:\n  empty/\n  notes.md"):
         recognise(str(other))
-    with pytest.raises(DataError, match=r"notes.md is no list"):
+    with pytest.raises(DataError, match=r"notes.md is no list \(.txt\), CSV, Parquet or JSON file; "):
         recognise(str(other / "notes.md"))
     write_csv(images, "where,what")
     with pytest.raises(DataError, match="which column holds the paths"):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from btm_core.config import ExperimentConfig
 from btm_core.data import scan
-from btm_core.data.files import content_digests, pack_files
+from btm_core.data.files import content_digests, pack_files, stat_files
 from btm_core.data.images import ImageFiles
 from btm_core.data.reader import Fetching, ImageReader
 from btm_core.errors import BTMError, DataError
@@ -262,6 +262,8 @@ def test_wrong_credentials_are_one_clear_error(remote: str, monkeypatch: pytest.
         scan(experiment(remote).data)
     with pytest.raises(DataError, match=f"image a.png below {remote} cannot be read"):
         ImageReader(remote).read(["a.png"])
+    with pytest.raises(DataError, match=f"the images below {remote} cannot be listed: .*check AWS_ACCESS_KEY_ID"):
+        stat_files(remote, ["a.png"])
 
 
 @pytest.mark.parametrize("scheme", ["s3", "memory"])

@@ -201,7 +201,7 @@ def test_addresses_that_are_public(address: str) -> None:
 
 
 def test_credentials_are_refused_and_not_shown() -> None:
-    with pytest.raises(DataError, match="user or password") as error:
+    with pytest.raises(DataError, match="URLs with a user or password are not fetched") as error:
         fetch_image("http://me:secret@127.0.0.1/a?token=hidden", LOCAL)
     assert "secret" not in str(error.value) and "hidden" not in str(error.value)
 

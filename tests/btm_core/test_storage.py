@@ -83,7 +83,7 @@ def test_no_manifest_no_artifact(store: Store, tmp_path: Path) -> None:
     store.remove("artifacts", ADDRESS, "manifest.json")
     assert store.find(ADDRESS) is None
     assert store.check(ADDRESS) == ["it has no manifest"]
-    with pytest.raises(ArtifactError, match="0123456789abcdef is gone"):
+    with pytest.raises(ArtifactError, match="0123456789abcdef is gone; run again to make it again"):
         Store(store.url).fetch(artifact, "model.bin", tmp_path / "scratch")
 
 
@@ -113,7 +113,9 @@ def test_what_shows_in_a_listing_is_told_and_made_again(
 def test_what_is_damaged_is_refused_and_made_again(store: Store, tmp_path: Path, how: str) -> None:
     artifact = publish(store, tmp_path / "out")
     damage(store, how)
-    with pytest.raises(ArtifactError, match=r"damaged: model\.bin has"):
+    with pytest.raises(
+        ArtifactError, match=r"damaged: model\.bin has .* It is marked as such; run again to make it again"
+    ):
         store.fetch(artifact, "model.bin", tmp_path / "scratch")
     assert store.find(ADDRESS) is None
     assert publish(store, tmp_path / "out") == artifact
@@ -150,7 +152,7 @@ def test_a_replaced_artifact_is_refused(store: Store, tmp_path: Path) -> None:
     artifact = publish(store, tmp_path / "a")
     store.remove("artifacts", ADDRESS)
     publish(store, tmp_path / "b", weights=b"WEIGHTS")
-    with pytest.raises(ArtifactError, match="is replaced"):
+    with pytest.raises(ArtifactError, match="is replaced; run again to make it again"):
         Store(store.url).fetch(artifact, "model.bin", tmp_path / "scratch")
 
 
@@ -276,11 +278,18 @@ def test_a_read_only_disk_is_named(small_disk: Path, tmp_path: Path) -> None:
     store = Store(str(small_disk / "store"))
     artifact = publish(store, tmp_path / "a")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(StoreError, match="may not be written to; choose another with --store"):
+        store.check_there()
     with pytest.raises(StoreError, match="read-only: choose another with --store"):
         store.check_writable()
     with pytest.raises(StoreError, match="read-only"):
         publish(store, tmp_path / "b", address="finetune/b-0")
     assert store.fetch(artifact, "model.bin", tmp_path).read_bytes() == b"weights"
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    damage(store, "flipped")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(ArtifactError, match=r"(?s)is damaged: model\.bin has .* It could not be marked .*: delete it"):
+        store.fetch(artifact, "model.bin", tmp_path)
 
 
 def test_a_server_without_conditional_writes_gets_names_with_hashes(
@@ -379,9 +388,22 @@ def test_of_a_file_that_grew_no_more_is_read_than_shows_it(
     assert sum(read) < 100
 
 
-@pytest.mark.parametrize("url", ["s3:/btm/x", "s3://btm//x", "s3://btm/x//y", "http://127.0.0.1:1/x", "s3://"])
-def test_what_only_looks_like_a_store_is_refused(url: str) -> None:
-    with pytest.raises(StoreError, match=r"use |take one"):
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3:/btm/x", "the store's URL has one slash too few: use s3://bucket/prefix, or file:///folder"),
+        ("s3://btm//x", "'s3://btm//x' has a folder without a name: take one of its slashes out"),
+        ("s3://btm/x//y", "'s3://btm/x//y' has a folder without a name: take one of its slashes out"),
+        (
+            "http://127.0.0.1:1/x",
+            "'http://127.0.0.1:1/x' cannot be listed and written: use a path, file:///folder or s3",
+        ),
+        ("s3://", "'s3://' names no bucket: use s3://bucket/prefix"),
+        ("nosuch://x", "'nosuch://x' is not usable: .*; use a path, file:///folder or s3://bucket/prefix"),
+    ],
+)
+def test_what_only_looks_like_a_store_is_refused(url: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
         Store(url)
 
 

@@ -223,10 +223,15 @@ def test_what_waiting_does_not_mend_is_told_at_once(
 
 def test_a_bucket_that_was_mistyped_is_not_created(s3: dict[str, str], proxy: Proxy) -> None:
     """SeaweedFS makes it at the first write, if the keys may do so."""
-    with pytest.raises(StoreError, match="s3://no-such-bucket-2/store"):
+    with pytest.raises(
+        StoreError, match="s3://no-such-bucket-2/store/: there is no such bucket: create it, or correct"
+    ):
         Store("s3://no-such-bucket-2/store").check_writable()
     assert "no-such-bucket-2" not in connect(s3).ls("")
     assert len(proxy.record) <= 4
+    proxy.add(Rule(faults.status(404, "NoSuchKey"), "GET"))  # as some servers say it
+    with pytest.raises(StoreError, match="s3://btm/x: there is no bucket btm: create it, or correct its name"):
+        Store("s3://btm/x").check_writable()
 
 
 @pytest.mark.parametrize("fault", [faults.full, faults.status(500, "InternalError")])

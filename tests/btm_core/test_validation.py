@@ -146,4 +146,4 @@ def test_a_run_reports_both_splits_and_chooses_on_validation(btm: Btm, tmp_path:
             assert rows[-1][name] == pytest.approx(np.mean(present))
     without = btm("run", "digits-lt", "--json", *FAST, *chosen, cwd=tmp_path)
     assert without.returncode == 2
-    assert "there is no validation split" in without.stderr
+    assert "merge.criterion is validation, but there is no validation split; set data.validation or" in without.stderr

@@ -138,9 +138,10 @@ def test_repetitions_carry_the_validation_split(btm: Btm, undisturbed: Undisturb
 def test_an_unknown_ablation_is_refused(btm: Btm, tmp_path: Path) -> None:
     done = btm("ablate", "nothing", "digits-lt", cwd=tmp_path)
     assert done.returncode == 2
-    assert "known are merging, subsets" in done.stderr
+    assert "'nothing' is no ablation; known are merging, subsets" in done.stderr
     done = btm("ablate", "interpolation", "digits-lt", "--repeats=2", cwd=tmp_path)
     assert done.returncode == 2
+    assert "interpolation draws one run's curves; choose another with --set seed=N, not --repeats" in done.stderr
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

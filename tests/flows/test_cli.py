@@ -127,17 +127,34 @@ def test_a_nan_loss_stops_the_stage_and_keeps_what_was_done(btm: Btm, own: Path)
 def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
     shots = ["--set=sampling.when_short=error", "--set=sampling.shots=6"]
     refused(btm("run", "my.yaml", *shots, cwd=own), "1 classes have fewer images than sampling.shots = 6", "digit-2")
-    refused(btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""), "no NVIDIA GPU")
-    refused(btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"), "BTM_GPUS asks for 2 GPUs")
+    refused(
+        btm("run", "my.yaml", "--device", "cuda", cwd=own, CUDA_VISIBLE_DEVICES=""),
+        "device cuda was asked for, but no NVIDIA GPU",
+    )
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_GPUS="2", CUDA_VISIBLE_DEVICES="0"),
+        "BTM_GPUS asks for 2 GPUs, 1 can be seen here; lower it",
+    )
     (own / "file").write_text("")
-    refused(btm("run", "my.yaml", "--store", "s2", cwd=own, BTM_HOME="file"), "BTM_HOME file cannot be used")
-    refused(btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"), "workers", "'none'")
+    refused(
+        btm("run", "my.yaml", "--store", "s2", cwd=own, BTM_HOME="file"),
+        "BTM_HOME file cannot be used as a folder: File exists; choose another, or unset it",
+    )
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"),
+        "runtime settings (flags, or environment variables BTM_*): workers",
+        "'none'",
+    )
     refused(btm("run", "cifar100-lt", "--set=data.root=file", cwd=own), "is a file, not a folder")
     assert not (own / ".btm/prefect").exists()
 
 
 def test_a_tracking_server_that_cannot_be_used(btm: Btm, own: Path) -> None:
-    refused(btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"), "MLflow at foo://***@x")
+    refused(
+        btm("run", "my.yaml", cwd=own, BTM_TRACKING_URI="foo://user:secret@x"),
+        "MLflow at foo://***@x cannot be used: ",
+        "; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset",
+    )
 
 
 def test_a_store_that_cannot_be_written(btm: Btm, own: Path) -> None:
@@ -164,4 +181,7 @@ def test_merge(btm: Btm, tmp_path: Path) -> None:
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [2.5, 2.5]
     done = btm("merge", "1.safetensors", "4.safetensors", "-w", "2", "-w", "1", "-o", "out.safetensors", cwd=tmp_path)
     assert load_file(tmp_path / "out.safetensors")["w"].tolist() == [2.0, 2.0]
-    refused(btm("merge", "1.safetensors", "absent.safetensors", "-o", "x", cwd=tmp_path), "checkpoint not found")
+    refused(
+        btm("merge", "1.safetensors", "absent.safetensors", "-o", "x", cwd=tmp_path),
+        "absent.safetensors does not exist",
+    )

@@ -110,13 +110,22 @@ def test_names_that_are_none(btm: Btm, place: Place) -> None:
     shutil.rmtree(folder / ".btm/store/runs" / f"{run_id}x")
     refused(btm("compare", run_id, f"3{run_id[1:]}", cwd=folder), "did you mean", run_id)
     refused(btm("compare", run_id, "zzz", cwd=folder), "no run 'zzz'", "btm store ls")
-    refused(btm("compare", run_id, f"{run_id}:soop", cwd=folder), "no model 'soop'", "stage 1", "soup")
-    refused(btm("compare", run_id, "old.pth.tar", cwd=folder), "btm import-checkpoint old.pth.tar")
+    refused(btm("compare", run_id, f"{run_id}:soop", cwd=folder), "has no model 'soop'; it has ", "stage 1", "soup")
+    refused(
+        btm("compare", run_id, "old.pth.tar", cwd=folder),
+        "old.pth.tar is no safetensors file: make one of it with btm import-checkpoint old.pth.tar",
+    )
     refused(btm("compare", run_id, "absent.safetensors", cwd=folder), "absent.safetensors", "does not exist")
-    refused(btm("compare", run_id, "models:/species", cwd=folder), "models:/NAME/3")
+    refused(
+        btm("compare", run_id, "models:/species", cwd=folder),
+        "'models:/species' names no version of a registered model: say",
+    )
     refused(btm("compare", run_id, "s3://key:hidden@b/x.safetensors", cwd=folder), "s3://***@b", "credentials")
-    refused(btm("compare", run_id, cwd=folder), "at least two")
-    refused(btm("compare", run_id, run_id, "--set=seed=1", cwd=folder), "--data")
+    refused(btm("compare", run_id, cwd=folder), "name at least two models to compare")
+    refused(
+        btm("compare", run_id, run_id, "--set=seed=1", cwd=folder),
+        "--set changes the experiment of --data, and none is named: add",
+    )
 
 
 def test_a_run_without_figures_says_why(btm: Btm, place: Place) -> None:
@@ -124,8 +133,15 @@ def test_a_run_without_figures_says_why(btm: Btm, place: Place) -> None:
     store.write(b"{}", "runs", "half", "journal.json")
     table = {"name": "x", "runs": [{"run_id": "one-seed0"}, {"run_id": "one-seed1"}]}
     store.write(json.dumps(table).encode(), "runs", "table", "comparison.json")
-    refused(btm("compare", place.run["run_id"], "half", cwd=place.folder), "half has no report", "has not ended")
-    refused(btm("compare", place.run["run_id"], "table", cwd=place.folder), "one-seed0, one-seed1")
+    refused(
+        btm("compare", place.run["run_id"], "half", cwd=place.folder),
+        "half has no report in",
+        ": it has not ended; run it again to its end",
+    )
+    refused(
+        btm("compare", place.run["run_id"], "table", cwd=place.folder),
+        "table is a table over several runs; take one of its runs: one-seed0",
+    )
     store.remove("runs", "half")
     store.remove("runs", "table")
 
@@ -313,8 +329,8 @@ def test_versions_that_are_none(btm: Btm, place: Place, registry: Registry) -> N
 
 def test_a_registry_that_is_not_there(btm: Btm, place: Place, tmp_path: Path) -> None:
     for uri, part in (
-        (f"sqlite:///{tmp_path}/absent.db", "there is no MLflow"),
-        ("http://127.0.0.1:9", "cannot be asked"),
+        (f"sqlite:///{tmp_path}/absent.db", "set MLFLOW_TRACKING_URI to the one that has"),
+        ("http://127.0.0.1:9", "MLflow at http://127.0.0.1:9 cannot be asked for"),
     ):
         environment = {"BTM_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
         done = btm("compare", place.run["run_id"], "digits/1", cwd=place.folder, **environment)

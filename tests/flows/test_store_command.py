@@ -247,10 +247,19 @@ def test_gc_deletes_nothing_without_the_registry(btm: Btm, tmp_path: Path) -> No
     store = Store(str(tmp_path / "store"))
     make(store, tmp_path, "lone")
     options = ("store", "gc", "--grace=0", "--store=store")
-    refused(btm(*options, "--delete", cwd=tmp_path), "there is no MLflow at", "--ignore-registry")
+    refused(
+        btm(*options, "--delete", cwd=tmp_path),
+        "there is no MLflow at",
+        "set MLFLOW_TRACKING_URI to the one that runs of this store are tracked with",
+        "--ignore-registry",
+    )
     down = {"MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     done = btm(*options, "--delete", cwd=tmp_path, **down)
-    refused(done, "MLflow at http://***@127.0.0.1:1 cannot be asked", "--ignore-registry")
+    refused(
+        done,
+        "MLflow at http://***@127.0.0.1:1 cannot be asked",
+        "check MLFLOW_TRACKING_URI, or, if no model was ever registered, say --ignore-registry",
+    )
     told = btm(*options, cwd=tmp_path, **down)
     assert told.returncode == 0 and "Would delete 1 thing" in told.stdout and "would be refused" in told.stderr
     assert store.find(address("lone")) is not None
@@ -265,9 +274,15 @@ def test_rm_forgets_a_run(btm: Btm, place: Place) -> None:
     document = answer(btm(*options, "--delete", "--json", cwd=folder, **environment))
     assert document["freed_artifacts"] == [address("soup")]
     assert list(store.walk("runs", "20260102-done")) == []
-    refused(btm("store", "rm", "finetune/soup", "--ignore-registry", cwd=folder, **environment), "is an artifact")
+    refused(
+        btm("store", "rm", "finetune/soup", "--ignore-registry", cwd=folder, **environment),
+        "'finetune/soup' is an artifact: `btm store gc` deletes those, when no run refers to them",
+    )
     forge_run(store, "20260104-running", "lone", state="running")
-    refused(btm("store", "rm", "20260104", "--ignore-registry", cwd=folder, **environment), "is under way")
+    refused(
+        btm("store", "rm", "20260104", "--ignore-registry", cwd=folder, **environment),
+        "run 20260104-running is under way; stop it first",
+    )
 
 
 def test_what_a_registered_model_needs_is_kept(btm: Btm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +313,8 @@ def test_what_a_registered_model_needs_is_kept(btm: Btm, tmp_path: Path, monkeyp
     refused(btm(*options, "--delete", cwd=tmp_path), "registered model two, version 1 needs run 20260101-gone")
     client.log_dict(gone, {"lineage": [{"address": address("lost")}]}, "report.json")
     refused(
-        btm("store", "rm", "20260102", "--store=store", "--delete", cwd=tmp_path), "registered model one, version 1"
+        btm("store", "rm", "20260102", "--store=store", "--delete", cwd=tmp_path),
+        "run 20260102-kept is needed by registered model one, version 1; delete that first",
     )
     assert btm("store", "rm", "20260103", "--store=store", "--delete", cwd=tmp_path).returncode == 0
     shutil.rmtree(tmp_path / "store/runs/20260102-kept")  # by hand

@@ -210,5 +210,8 @@ def test_more_gpus_than_there_are_is_an_error(
     """Found before anything starts: who waits for more slots than there are waits for ever."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     greedy = settings.model_copy(update={"device": device, "gpus": gpus, "workers": workers, "pretrain_gpus": 3})
-    with pytest.raises(ConfigError, match=f"BTM_PRETRAIN_GPUS asks for 3 GPUs, {usable} can be used"):
+    with pytest.raises(
+        ConfigError,
+        match=f"BTM_PRETRAIN_GPUS asks for 3 GPUs, {usable} can be used; lower it, or see CUDA_VISIBLE_DEVICES",
+    ):
         greedy.slots()

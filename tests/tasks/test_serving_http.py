@@ -154,7 +154,11 @@ def _answers(url: str, names: list[str], images: list[str], expected: dict[str, 
 
 def _refusals(url: str, images: list[str], address: str) -> None:
     half = images[1][:80]
-    for image, words in ((half, "row 1: "), (address, "row 1: URLs are not taken"), ("", "row 1: no image")):
+    for image, words in (
+        (half, "row 1: "),
+        (address, "row 1: URLs are not taken: send the image itself in base64"),
+        ("", "row 1: no image"),
+    ):
         status, answer = ask(url, {"dataframe_records": [{"image": images[0]}, {"image": image}]})
         assert status == 400
         assert answer["error_code"] == "INVALID_PARAMETER_VALUE"

@@ -290,20 +290,26 @@ def test_a_missing_package_is_named(
 def test_files_that_do_not_fit_are_refused(digits: tuple[Path, ModelFacts], tmp_path: Path) -> None:
     from dataclasses import replace
 
+    from safetensors.torch import load_file, save_file
+
     from btm_core.evidence import Evidence
 
     package, facts = digits
     files = package / "artifacts"
     checkpoint, evidence = files / "model.safetensors", files / "evidence.safetensors"
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(ConfigError, match="is not empty: give the model a folder of its own"):
         save_package(package, checkpoint=checkpoint, evidence=evidence, facts=facts)
     loaded = Evidence.load(evidence)
     replace(loaded, class_names=loaded.class_names[::-1]).save(tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="other classes"):
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(checkpoint), bare)
+    with pytest.raises(CheckpointError, match=r"bare\.safetensors carries no BTM metadata, .*is unknown; run it again"):
+        save_package(tmp_path / "model", checkpoint=bare, evidence=evidence, facts=facts)
+    with pytest.raises(CheckpointError, match=r"is of other classes than .*, or in another order"):
         save_package(tmp_path / "model", checkpoint=checkpoint, evidence=tmp_path / "other.safetensors", facts=facts)
     config = facts.input.model_copy(update={"mean": (0.5,)})
     moved = {**facts.experiment, "data": {**facts.experiment["data"], "input": config.model_dump(mode="json")}}
-    with pytest.raises(CheckpointError, match=r"images of mean \(0\.305,\), not \(0\.5,\)"):
+    with pytest.raises(CheckpointError, match=r"images of mean \(0\.305,\), not \(0\.5,\): they would not"):
         save_package(
             tmp_path / "model",
             checkpoint=checkpoint,
