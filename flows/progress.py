@@ -44,7 +44,9 @@ class Stage:
         kind, step = event["event"], event["step"]
         self.transfer = ""
         if kind == "queued":
-            self.steps[step] = "queued"  # once more, perhaps: by another variant of an ablation
+            if self.complete:  # another run of several begins
+                self.images, self.began = 0, None
+            self.steps[step] = "queued"
             self.epochs.pop(step, None)
         elif kind in ("started", "cached"):
             self.steps[step] = "running" if kind == "started" else "found"  # found, yet started: it was damaged

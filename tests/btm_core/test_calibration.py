@@ -41,7 +41,13 @@ def test_it_is_that_of_torchmetrics() -> None:
     assert found.error == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("given", [([], []), ([0.5], [True, False]), ([1.5], [True]), ([np.nan], [True])])
-def test_what_is_no_confidence_is_refused(given: tuple[list[float], list[bool]]) -> None:
-    with pytest.raises(DataError, match=r"\(N,\)|probabilities"):
+@pytest.mark.parametrize("given", [([], []), ([0.5], [True, False])])
+def test_confidences_of_other_images_are_refused(given: tuple[list[float], list[bool]]) -> None:
+    with pytest.raises(DataError, match=r"confidences and right must both be \(N,\), N > 0, found \(\d,\) and"):
         calibration(*given)
+
+
+@pytest.mark.parametrize("confidence", [1.5, -0.1, np.nan])
+def test_what_is_no_confidence_is_refused(confidence: float) -> None:
+    with pytest.raises(DataError, match=r"confidences must be probabilities, found .*\.\."):
+        calibration([confidence], [True])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from btm_core.config import ExperimentConfig
 from btm_core.data import scan
-from btm_core.errors import BTMError
+from btm_core.errors import ArtifactError, BTMError
 from btm_core.metrics import recall_report
 from btm_core.pages.thumbnails import Sample, choose_samples, thumbnails
 from btm_core.report import ModelResult
@@ -61,6 +61,8 @@ def test_files_are_read_where_they_lie(digit_images: Path, tmp_path: Path) -> No
     paths = scan(config.data).test.paths
     assert paths is not None
     np.testing.assert_array_equal(image.convert("L"), Image.open(digit_images / paths[9]))
+    with pytest.raises(ArtifactError, match=r"data/.* holds no pixels, and data\.root names no folder"):
+        image_reader(store, made(store, config), None)
 
 
 def shown(store: Store, data: Artifact, config: ExperimentConfig, **changes: Any) -> tuple[dict[int, Any], str]:
