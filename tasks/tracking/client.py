@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,17 @@ def mlflow_client(uri: str) -> Any:
     given = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     os.environ.update({name: value for name, value in given.items() if value is not None})
     if address.startswith("sqlite:///"):
-        Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        _open_once(Path(address.removeprefix("sqlite:///").partition("?")[0]))
     from mlflow import MlflowClient
 
     return MlflowClient(address)
+
+
+def _open_once(database: Path) -> None:
+    """Open a database, whose folder is made. Raises OSError or sqlite3.Error at once: MLflow would try for minutes."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database)) as opened:
+        opened.execute("PRAGMA schema_version")
 
 
 def connect(settings: RuntimeSettings) -> tuple[Any, str]:

@@ -275,6 +275,14 @@ def test_where_it_is_typed(typed: Typed, environment: dict[str, str], message: s
     assert message in typed(environment.get("COMMAND", "run"), "my.yaml", **environment)
 
 
+@pytest.mark.parametrize(("name", "why"), [("binary", "file is not a database"), ("images", "unable to open database")])
+def test_a_database_of_mlflow_that_is_none(typed: Typed, name: str, why: str) -> None:
+    """MLflow would try for minutes."""
+    message = typed("promote", "--show", "--model=birds", MLFLOW_TRACKING_URI=f"sqlite:///{name}")
+    assert f"MLflow's registry at sqlite:///{name} cannot be used: {why}" in message
+    assert "; check MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME" in message
+
+
 def test_more_gpus_than_are_visible_to_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="BTM_GPUS asks for 3 GPUs, CUDA_VISIBLE_DEVICES shows 2: 0,1"):
