@@ -6,15 +6,13 @@ in an order given by the inputs' content, so the result depends neither on the o
 of threads, bit for bit; memory is a few blocks a thread, whatever S.
 """
 
-import hashlib
 import json
 import struct
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from itertools import groupby, islice
+from itertools import groupby
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,9 @@ from torch import Tensor
 
 from btm_core.errors import BTMError, CheckpointError, some_of
 from btm_core.means import DTYPES, Mean
-from btm_core.storage import Ranges, open_ranges, storage_settings, write_file
-from btm_core.tensor_files import Entry, read_header
+from btm_core.merge_inputs import FileInput, Input, StateInput
+from btm_core.storage import open_ranges, storage_settings, write_file
+from btm_core.tensor_files import Entry
 from btm_core.urls import refuse_credentials, without_credentials
 
 __all__ = ["average", "merge"]
@@ -37,96 +36,12 @@ LARGEST = 8
 ITEM = 4
 """Bytes of most elements: remote parts of BTM_STORE_PART_MEGABYTES are so many elements."""
 ORDER = {name: number for number, name in enumerate(DTYPES)}
-CODES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_THREADS = 8
 """Of local files; each opens every input, and by so many the disk is busy."""
 GLIMPSE = 2**16
 """Bytes that tell inputs apart, as a rule."""
 
 Write = Callable[[int, memoryview], None]
-
-
-class _Input:
-    """One checkpoint: what its tensors are, and their bytes in the order of the output."""
-
-    url: str
-    weight: float
-    entries: dict[str, Entry]
-
-    def lay_out(self, layout: dict[str, Entry]) -> None:
-        """Find where the bytes of the output come from."""
-        raise NotImplementedError
-
-    def read_into(self, first: int, buffer: memoryview) -> None:
-        """Fill a buffer with the bytes that correspond to the output's from `first` on."""
-        raise NotImplementedError
-
-    def digest(self, first: int, last: int) -> bytes:
-        """Return a hash of the bytes that correspond to the output's from `first` to `last`."""
-        data = bytearray(last - first)
-        self.read_into(first, memoryview(data))
-        return hashlib.sha256(data).digest()
-
-
-class _FileInput(_Input):
-    """A file, of which parts are read."""
-
-    def __init__(self, ranges: Ranges, weight: float):
-        self.url, self.weight, self._ranges = ranges.url, weight, ranges
-        header = read_header(ranges.stream(), ranges.url)
-        self._start, self.metadata, self.entries = header.start, header.metadata, header.entries
-
-    def lay_out(self, layout: dict[str, Entry]) -> None:
-        """Keep stretches, few if the file is laid out as the output is."""
-        stretches: list[tuple[int, int, int]] = []  # [first, last) of the output, and what to add for the place here
-        for name, entry in layout.items():
-            shift = self._start + self.entries[name].first - entry.first
-            if stretches and stretches[-1][2] == shift:
-                stretches[-1] = (stretches[-1][0], entry.last, shift)
-            elif entry.last > entry.first:
-                stretches.append((entry.first, entry.last, shift))
-        self._stretches = stretches
-
-    def read_into(self, first: int, buffer: memoryview) -> None:
-        """Read each stretch's part."""
-        last = first + len(buffer)
-        index = bisect_right(self._stretches, first, key=itemgetter(0)) - 1
-        for begin, end, shift in islice(self._stretches, index, None):
-            if begin >= last:
-                break
-            low, high = max(begin, first), min(end, last)
-            self._ranges.read_into(low + shift, buffer[low - first : high - first])
-
-    def check_unchanged(self) -> None:
-        """Raise StoreError if the file is not the one whose header was read."""
-        self._ranges.check_unchanged()
-
-
-class _StateInput(_Input):
-    """A state dict."""
-
-    def __init__(self, name: str, state: Mapping[str, Tensor], weight: float):
-        self.url, self.weight = name, weight
-        self._tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-        self.entries = {
-            key: Entry(CODES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), 0, tensor.nbytes)
-            for key, tensor in self._tensors.items()
-        }
-
-    def lay_out(self, layout: dict[str, Entry]) -> None:
-        """Keep the tensors' own bytes, in order."""
-        self._starts = [entry.first for entry in layout.values()]
-        self._bytes = [self._tensors[key].view(-1).view(torch.uint8).numpy().data for key in layout]
-
-    def read_into(self, first: int, buffer: memoryview) -> None:
-        """Copy each tensor's part."""
-        at = first
-        for index in range(bisect_right(self._starts, first) - 1, len(self._starts)):
-            if at >= first + len(buffer):
-                break
-            part = self._bytes[index][at - self._starts[index] :][: first + len(buffer) - at]
-            buffer[at - first : at - first + len(part)] = part
-            at += len(part)
 
 
 def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
@@ -143,7 +58,7 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | N
     """
     shares = _shares(len(states), weights)
     inputs = [
-        _StateInput(f"state {i}", state, share) for i, (state, share) in enumerate(zip(states, shares, strict=True))
+        StateInput(f"state {i}", state, share) for i, (state, share) in enumerate(zip(states, shares, strict=True))
     ]
     _check_alike(inputs)
     layout = _layout(inputs[0].entries)
@@ -218,9 +133,9 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     return [share / max(shares) for share in shares]
 
 
-def _open(url: str, weight: float, stack: ExitStack) -> _FileInput:
+def _open(url: str, weight: float, stack: ExitStack) -> FileInput:
     try:
-        return _FileInput(stack.enter_context(open_ranges(url)), weight)
+        return FileInput(stack.enter_context(open_ranges(url)), weight)
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {url} does not exist") from None
     except IsADirectoryError:
@@ -231,7 +146,7 @@ def _open(url: str, weight: float, stack: ExitStack) -> _FileInput:
         raise CheckpointError(f"checkpoint {url} cannot be read: {error}") from None
 
 
-def _check_alike(readers: Sequence[_Input]) -> None:
+def _check_alike(readers: Sequence[Input]) -> None:
     first = readers[0]
     unknown = sorted({entry.dtype for entry in first.entries.values()} - set(DTYPES))
     if unknown:
@@ -251,7 +166,7 @@ def _check_alike(readers: Sequence[_Input]) -> None:
             )
 
 
-def _shared_metadata(readers: list[_FileInput]) -> dict[str, str]:
+def _shared_metadata(readers: list[FileInput]) -> dict[str, str]:
     """Return what the inputs' metadata agree on; of JSON objects, the items they agree on."""
     shared = {}
     for key in sorted(set.intersection(*(set(reader.metadata) for reader in readers))):
@@ -289,7 +204,7 @@ def _header(layout: dict[str, Entry], metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _average(inputs: Sequence[_Input], layout: dict[str, Entry], write: Write) -> None:
+def _average(inputs: Sequence[Input], layout: dict[str, Entry], write: Write) -> None:
     """Average all tensors, several blocks at a time."""
     settings = storage_settings()
     remote = any("://" in one.url for one in inputs)
@@ -318,9 +233,7 @@ def _blocks(layout: dict[str, Entry], elements: int) -> Iterator[tuple[torch.dty
         yield from ((dtype, first, min(first + step, end)) for first in range(begin, end, step))
 
 
-def _work(
-    inputs: Sequence[_Input], blocks: Iterator[tuple[torch.dtype, int, int]], elements: int, write: Write
-) -> None:
+def _work(inputs: Sequence[Input], blocks: Iterator[tuple[torch.dtype, int, int]], elements: int, write: Write) -> None:
     """Average blocks while there are any; of one after another input its part is in memory, beside the mean."""
     mean, buffer = None, torch.empty(elements * LARGEST, dtype=torch.uint8)
     for dtype, first, last in blocks:
@@ -336,7 +249,7 @@ def _work(
         write(first, view)
 
 
-def _ranked(inputs: Sequence[_Input], size: int, pool: ThreadPoolExecutor) -> list[_Input]:
+def _ranked(inputs: Sequence[Input], size: int, pool: ThreadPoolExecutor) -> list[Input]:
     """Return the inputs in an order given by their tensors' bytes; of equal ones by their weights.
 
     What distinguishes them is looked for from the end, where the head lies, if not the whole network was trained, no
@@ -350,7 +263,7 @@ def _ranked(inputs: Sequence[_Input], size: int, pool: ThreadPoolExecutor) -> li
     return [one for group in groups for one in sorted(group, key=attrgetter("weight"))]
 
 
-def _told_apart(group: list[_Input], first: int, last: int, pool: ThreadPoolExecutor) -> list[list[_Input]]:
+def _told_apart(group: list[Input], first: int, last: int, pool: ThreadPoolExecutor) -> list[list[Input]]:
     if len(group) == 1:
         return [group]
     digests = pool.map(lambda one: one.digest(first, last), group)

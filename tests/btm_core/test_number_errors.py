@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from btm_core import losses
-from btm_core.calibration import calibration
 from btm_core.errors import BTMError, ConfigError, DataError
 from btm_core.metrics import recall_report
 from btm_core.sampling import balanced_subset
@@ -82,16 +81,6 @@ CALLS: dict[str, tuple[type[BTMError], Call, str]] = {
         DataError,
         lambda: _paired([0, 1], [[0, 1]], [[0, 1], [1, 1]]),
         "runs are compared in pairs, found (1, 2) and (2, 2) predictions: give as many of each",
-    ),
-    "confidences": (
-        DataError,
-        lambda: calibration([0.5, 0.7], [True]),
-        "confidences and right must both be (N,), N > 0, found (2,) and (1,)",
-    ),
-    "percent": (
-        DataError,
-        lambda: calibration([0.5, 70], [True, False]),
-        "confidences must be probabilities, found 0.5..70.0",
     ),
     "models": (
         DataError,

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from promotable import finish_run
 
-from btm_core.errors import ArtifactError, BTMError, CheckpointError, ConfigError
+from btm_core.errors import BTMError, CheckpointError, ConfigError
 from btm_core.storage import Store
 from tasks.finished import FinishedRun
 from tasks.pretrain import fetch_checked
-from tasks.samples import image_reader
 from tasks.serving.facts import facts_of, sample_images
 from tasks.serving.package import package_run
 
@@ -53,16 +52,6 @@ def test_what_a_run_made(stage: str, use: Callable[[FinishedRun, Path], Any], me
         use(run, tmp_path / "package")
     assert message.format(url=store.url) in str(error.value)
     assert f"{stage}/forged-" in str(error.value) or "evaluate/r-" in str(error.value)
-
-
-def test_images_that_nobody_says_the_place_of(tmp_path: Path) -> None:
-    store = Store(str(tmp_path / "store"))
-    out = tmp_path / "data"
-    out.mkdir()
-    (out / "dataset.json").write_text('{"packed": false}')
-    data = store.publish("data/mine-0", out, config={}, parents={}, versions={}, host={}, logs=())
-    with pytest.raises(ArtifactError, match=r"data/mine-0 holds no pixels, and data.root names no folder"):
-        image_reader(store, data, None)
 
 
 def test_a_checkpoint_that_was_changed_meanwhile(tmp_path: Path) -> None:
