@@ -124,6 +124,7 @@ def test_an_upload_that_is_gone_may_have_been_completed(
     proxy: Proxy, store: Store, s3: dict[str, str], tmp_path: Path, content: bytes
 ) -> None:
     """As AWS answers whoever asks again after a lost reply; SeaweedFS says that it is there."""
+    publish(Store(f"{store.url}-before"), tmp_path, b"")  # what the server heeds is tried once a process: now
     lost = Rule(faults.lose_reply, "POST", PART, at={1})
     gone = Rule(faults.status(404, "NoSuchUpload", "The specified upload does not exist."), "POST", PART)
     proxy.add(lost, gone)
