@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks import our_stage
-from benchmarks.rows import at_most, keep, print_table, this_machine
+from benchmarks.rows import RESULTS, at_most, keep, print_table, this_machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -273,7 +273,6 @@ def _linear(axis: Any, times: Times) -> None:
 
 
 def main() -> None:
-    from benchmarks.run import RESULTS
 
     rows = measure()
     keep(rows, RESULTS, this_machine())

@@ -4,12 +4,16 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["at_least", "at_most", "cores", "keep", "print_table", "this_machine"]
+__all__ = ["RESULTS", "at_least", "at_most", "cores", "keep", "print_table", "row", "seconds", "this_machine"]
+
+RESULTS = Path(__file__).parent / "results" / "cpu.json"
+"""What is measured on a CPU, by any of the benchmarks."""
 
 
 def at_most(name: str, values: Sequence[float], unit: str, target: float, **facts: Any) -> dict[str, Any]:
@@ -35,6 +39,33 @@ def _row(
         "repetitions": len(values),
         **facts,
     }
+
+
+def seconds(work: Callable[[], Any], repetitions: int) -> list[float]:
+    """Return how long something takes, each time."""
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def row(name: str, times: list[float], target: float, **more: Any) -> dict[str, Any]:
+    """Return the row of times whose median must be under `target` seconds, and print it."""
+    value = statistics.median(times)
+    result = {
+        "name": name,
+        "value": round(value, 3),
+        "unit": "s",
+        "target": target,
+        "holds": value < target,
+        "spread": [round(min(times), 3), round(max(times), 3)],
+        "repetitions": len(times),
+        **more,
+    }
+    print(f"{name:<64} {value:8.3f} s   (under {target:g} s: {'yes' if result['holds'] else 'NO'})", flush=True)
+    return result
 
 
 def cores() -> int:

@@ -9,7 +9,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,35 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rows import keep, print_table, this_machine
+from benchmarks.rows import RESULTS, keep, print_table, row, seconds, this_machine
 
-RESULTS = Path(__file__).parent / "results" / "cpu.json"
 PLACES = Path(__file__).parents[2] / "shared" / "data" / "lists" / "Places_LT_train.txt"
-
-
-def seconds(work: Callable[[], Any], repetitions: int) -> list[float]:
-    times = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return times
-
-
-def row(name: str, times: list[float], target: float, **more: Any) -> dict[str, Any]:
-    value = statistics.median(times)
-    result = {
-        "name": name,
-        "value": round(value, 3),
-        "unit": "s",
-        "target": target,
-        "holds": value < target,
-        "spread": [round(min(times), 3), round(max(times), 3)],
-        "repetitions": len(times),
-        **more,
-    }
-    print(f"{name:<64} {value:8.3f} s   (under {target:g} s: {'yes' if result['holds'] else 'NO'})", flush=True)
-    return result
 
 
 def sampling() -> dict[str, Any]:

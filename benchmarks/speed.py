@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks import our_stage
 from benchmarks.cifar_tree import cifar_root, write_tree
-from benchmarks.rows import at_least, at_most, keep, print_table, this_machine
+from benchmarks.rows import RESULTS, at_least, at_most, keep, print_table, this_machine
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "benchmarks" / "models" / "cifar100-lt-if100-resnet32-seed1.safetensors"
@@ -181,7 +181,6 @@ def on_cifar(
 
 
 def main() -> None:
-    from benchmarks.run import RESULTS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subsets", type=int, default=10)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import row, seconds
+
 ARTIFACTS = 1000
 KILOBYTES = 16
 
@@ -55,7 +57,6 @@ def publish_many(url: str) -> None:
 
 def verify_many() -> dict[str, Any]:
     """`btm store verify` of 1,000 small artifacts: list them, read every manifest and every file, hash them."""
-    from benchmarks.run import row, seconds
     from btm_core.storage import Store
     from tasks.housekeeping.inventory import read_inventory
     from tasks.housekeeping.verifying import Verdict, verify
