@@ -145,8 +145,8 @@ def transfers() -> list[dict[str, Any]]:
     from benchmarks.transfers import measure
 
     rows = measure()
-    for row in rows:
-        print(f"{row['name']:<80} {row['value']:6} {row['unit']}  ({'holds' if row['holds'] else 'DOES NOT HOLD'})")
+    for one in rows:
+        print(f"{one['name']:<80} {one['value']:6} {one['unit']}  ({'holds' if one['holds'] else 'DOES NOT HOLD'})")
     return rows
 
 
