@@ -1,6 +1,6 @@
 """Stage 1 by several processes on one machine, each with its GPU: DistributedDataParallel, started by torchrun's agent.
 
-    worker: launch() -> agent: `python -m tasks.distributed agent` -> P processes: `python -m tasks.distributed train`
+    worker: launch() -> agent: `python -m tasks.distributed` -> P processes: `python -m tasks.rank`
 
 - Standard input of all of them is one pipe that nobody writes to and whose other end the worker holds. When it closes
   (the worker is done, or dead, or saw the agent die) they end, so that no orphan holds a GPU.
@@ -15,24 +15,22 @@ import signal
 import subprocess
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import IO, Any
 
 from btm_core import errors
 from btm_core.errors import BTMError, ConfigError
-from btm_core.storage import Store
-from tasks.pretrain import Pretrain
-from tasks.workspace import Emit, Workspace
+from tasks.step import Step
+from tasks.workspace import Workspace
 
-__all__ = ["GroupDiedError", "launch", "main"]
+__all__ = ["GroupDiedError", "end_with_worker", "launch", "main"]
 
 
 class GroupDiedError(RuntimeError):
     """One of the processes that train together ended; the others were ended too."""
 
 
-def launch(step: Pretrain, work: Workspace) -> None:
+def launch(step: Step, work: Workspace) -> None:
     """Train a stage 1 by `work.processes` processes; rank 0 writes to `work.output`, its news reach `work.emit`.
 
     Raises GroupDiedError if a process dies, and what a process raised if that is an error of the input.
@@ -40,7 +38,7 @@ def launch(step: Pretrain, work: Workspace) -> None:
     path = work.scratch / "order.json"
     path.write_text(json.dumps(_order(step, work)))
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "tasks.distributed", "agent", str(path)],
+        [sys.executable, "-P", "-m", "tasks.distributed", str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -64,7 +62,7 @@ def launch(step: Pretrain, work: Workspace) -> None:
         raise GroupDiedError(f"{step.address} was being trained by {work.processes} processes: {how}; all were ended")
 
 
-def _order(step: Pretrain, work: Workspace) -> dict[str, Any]:
+def _order(step: Step, work: Workspace) -> dict[str, Any]:
     import torch
 
     kind = work.device.type
@@ -123,14 +121,14 @@ def _listen(news: IO[str], work: Workspace) -> tuple[BTMError | None, str]:
 
 
 def main() -> int:
-    """Be the agent, or one of the processes that train."""
-    role, path = sys.argv[1:]
-    threading.Thread(target=_end_with_worker, daemon=True).start()
-    order = json.loads(Path(path).read_text())
-    return _agent(order, path) if role == "agent" else _train(order)
+    """Be the agent."""
+    [path] = sys.argv[1:]
+    threading.Thread(target=end_with_worker, daemon=True).start()
+    return _agent(json.loads(Path(path).read_text()), path)
 
 
-def _end_with_worker() -> None:
+def end_with_worker() -> None:
+    """Wait until the worker closes standard input, and end at once."""
     sys.stdin.read()
     os._exit(3)
 
@@ -153,7 +151,7 @@ def _agent(order: dict[str, Any], path: str) -> int:
         logs_specs=DefaultLogsSpecs(log_dir=order["scratch"]),
     )
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "tasks.distributed", "train", path)
+        elastic_launch(config, sys.executable)("-P", "-m", "tasks.rank", path)
     except ChildFailedError as error:
         # First who was killed, then who failed (perhaps of losing the other), then those that the agent itself ended.
         def order_of_interest(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, int]:
@@ -169,56 +167,6 @@ def _agent(order: dict[str, Any], path: str) -> int:
         print(json.dumps({"event": "deaths", "message": ", ".join(deaths)}), flush=True)
         return 1
     return 0
-
-
-def _train(order: dict[str, Any]) -> int:
-    """Be one of the processes that train. It never returns after an error: leaving the group could wait for ever."""
-    events = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print must not mix with events
-
-    def tell(event: dict[str, Any]) -> None:
-        os.write(events, (json.dumps(event) + "\n").encode())
-
-    try:
-        _share_in(order, tell)
-    except BTMError as error:
-        tell({"event": "error", "type": type(error).__name__, "message": str(error)})
-        os._exit(2)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    return 0
-
-
-def _share_in(order: dict[str, Any], tell: Emit) -> None:
-    import torch
-
-    from btm_core.data.pixel_store import PixelStore
-    from btm_core.distributed import joined
-
-    rank, on_gpu = int(os.environ["RANK"]), order["device"] == "cuda"
-    torch.set_num_threads(order["threads"])
-    torch.use_deterministic_algorithms(order["deterministic"], warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    step = Pretrain.model_validate(order["step"])
-    scratch = Path(order["scratch"], f"rank-{rank}")
-    scratch.mkdir()
-    work = Workspace(
-        store=Store(order["store"]),
-        address=step.address,
-        output=Path(order["output"]),
-        scratch=scratch,
-        emit=tell if rank == 0 else lambda event: None,
-        device_name=f"cuda:{os.environ['LOCAL_RANK']}" if on_gpu else "cpu",
-        checkpoint_seconds=order["checkpoint_seconds"],
-        processes=order["processes"],
-        rank=rank,
-        compiled=order["compiled"],
-        pixels=order["pixels"] and PixelStore(*order["pixels"]),
-    )
-    with joined(work.device) as group:
-        step.train(work, group)
 
 
 if __name__ == "__main__":

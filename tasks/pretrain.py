@@ -9,6 +9,7 @@ from btm_core.config import NOT_IDENTITY, FcConfig, PretrainConfig
 from btm_core.config.methods import check_processes
 from btm_core.errors import CheckpointError
 from btm_core.storage import Artifact, fetch_file
+from tasks.distributed import launch
 from tasks.stages import TrainingStep
 from tasks.workspace import Workspace
 
@@ -39,8 +40,6 @@ class Pretrain(TrainingStep):
         if work.processes == 1:
             self.train(work)
         else:
-            from tasks.distributed import launch
-
             check_processes(self.config.method, work.processes)
             launch(self, work)
 

@@ -61,8 +61,13 @@ def pretrain(experiment: ExperimentConfig, settings: RuntimeSettings, **config: 
     return Pretrain(data=data, view=experiment.data.input, model=experiment.model, seed=0, config=section)
 
 
+def family() -> list[psutil.Process]:
+    """Return torchrun's agent and those that train."""
+    return descendants("tasks.distributed") + descendants("tasks.rank")
+
+
 def rank(number: int) -> psutil.Process:
-    [found] = [p for p in descendants("tasks.distributed", "train") if p.environ()["RANK"] == str(number)]
+    [found] = [p for p in descendants("tasks.rank") if p.environ()["RANK"] == str(number)]
     return found
 
 
@@ -73,7 +78,7 @@ def strike(victim: Callable[[], psutil.Process], epoch: int) -> tuple[Callable[[
     def listen(event: dict[str, Any]) -> None:
         seen.append(event)
         if event["event"] == "epoch" and event["epoch"] == epoch:
-            seen.append(descendants("tasks.distributed"))
+            seen.append(family())
             seen.append(time.monotonic())
             victim().kill()
 
@@ -121,13 +126,13 @@ def test_whoever_is_killed_no_process_is_left(
 ) -> None:
     """In the middle of an epoch, while rank 0 waits for rank 1 in a collective: nobody is about to report anything."""
     step = pretrain(experiment, settings, epochs=10_000)
-    words = ("tasks.engines.worker",) if victim == "worker" else ("tasks.distributed", "agent")
+    words = ("tasks.engines.worker",) if victim == "worker" else ("tasks.distributed",)
 
     survivors: list[psutil.Process] = []
 
     def kill_with_a_collective_under_way() -> psutil.Process:
         hanging = rank(1)
-        others = [process for process in descendants("tasks.distributed") if process != hanging]
+        others = [process for process in family() if process != hanging]
 
         def look_and_resume() -> None:
             survivors.extend(p for p in others if p.is_running() and p.status() != psutil.STATUS_ZOMBIE)
@@ -179,7 +184,7 @@ def test_paco_is_refused_before_anything_starts(experiment: ExperimentConfig, se
     with pytest.raises(ConfigError, match=r"pretrain\.method paco trains on one GPU; set BTM_PRETRAIN_GPUS=1"):
         perform(step, Store(settings.store_url), started.append, processes=2)
     assert not started
-    assert not descendants("tasks.distributed")
+    assert not family()
 
 
 def test_the_command_line_refuses_paco(btm: Any, tmp_path: Path) -> None:
