@@ -23,11 +23,11 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import AutomationCore, DeploymentEventTrigger
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.settings import get_current_settings
+from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
 from btm_core.config import ExperimentConfig
 from btm_core.errors import ConfigError
-from flows.form import form_of
 
 __all__ = ["Gate", "Pools", "declared", "register", "register_steps"]
 
@@ -295,7 +295,7 @@ async def _deploy(
         description=description or entry["description"],
         tags=entry["tags"],
         job_variables=_nested(entry["work_pool"]["job_variables"]["env"], variables),
-        parameter_openapi_schema=form_of(flow),
+        parameter_openapi_schema=parameter_schema(flow).model_dump(),
         enforce_parameter_schema=True,
         pull_steps=[],
         **options,

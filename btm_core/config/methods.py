@@ -3,9 +3,9 @@
 C classes, n_c training images of class c.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from btm_core.config.section import Section
 from btm_core.errors import ConfigError
@@ -18,12 +18,23 @@ __all__ = [
     "PASCLOptions",
     "PaCoOptions",
     "Stage1Method",
+    "as_tabs",
     "check_processes",
 ]
 
 
+def _as_a_tab(schema: dict[str, Any]) -> None:
+    """Describe a method so that a form (Prefect's) can draw it: a tab goes by its title, and sends no defaults."""
+    name = schema["properties"]["name"]
+    constant = name.pop("const")
+    schema |= {"title": constant, "required": ["name"]}
+    name |= {"enum": [constant], "description": "the method"}
+
+
 class _Method(Section):
     """What every method states of itself."""
+
+    model_config = ConfigDict(json_schema_extra=_as_a_tab)
 
     several_gpus: ClassVar[bool] = False
     """Whether its loss is a mean over images shown in the standard view, so that processes may share a batch. Queues,
@@ -100,6 +111,12 @@ Stage1Method = Annotated[
     CrossEntropyOptions | BalancedSoftmaxOptions | PaCoOptions | GPaCoOptions | OTmixOptions | PASCLOptions,
     Field(discriminator="name"),
 ]
+
+
+def as_tabs(schema: dict[str, Any]) -> None:
+    """Describe a choice of methods so that a form can draw it: forms know `anyOf`, and no discriminator."""
+    schema.pop("discriminator", None)
+    schema["anyOf"] = schema.pop("oneOf")
 
 
 def check_processes(method: Stage1Method, processes: int) -> None:

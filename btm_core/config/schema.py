@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from btm_core.config.data import DataConfig
-from btm_core.config.methods import CrossEntropyOptions, Stage1Method
+from btm_core.config.methods import CrossEntropyOptions, Stage1Method, as_tabs
 from btm_core.config.promotion import PromotionRules
 from btm_core.config.section import NOT_IDENTITY, Probability, Section
 from btm_core.urls import Location
@@ -109,7 +109,11 @@ class PretrainConfig(TrainConfig):
         ge=0,
         description="of stage 1; default: the run's. Set it to repeat BTM from one stage 1",
     )
-    method: Stage1Method = Field(CrossEntropyOptions(), description="the loss and what it needs; see btm_core.methods")
+    method: Stage1Method = Field(
+        CrossEntropyOptions(),
+        json_schema_extra=as_tabs,
+        description="the loss and what it needs; see btm_core.methods",
+    )
     train: Part = Field("all", description="which parameters train")
     epochs: Epochs = 200
     batch_size: BatchSize = 128

@@ -3,16 +3,21 @@
 import logging
 import os
 import sqlite3
-from contextlib import closing
+import time
+import uuid
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 from btm_core.errors import TrackingError
 from btm_core.urls import split_credentials, without_credentials
 from tasks.settings import RuntimeSettings
+from tasks.stopping import on_stop
 
 __all__ = ["connect", "find_experiment", "mlflow_client", "model_page", "run_page", "server_trouble", "unusable"]
 
+STALE_SECONDS = 3600.0
+"""A database that was being made so long ago is of a process that was killed."""
 WORTH_WAITING = (401, 403, 429)
 """Besides 5xx. A password that is wrong now was right when the run began: somebody is changing it."""
 
@@ -31,18 +36,65 @@ def mlflow_client(uri: str) -> Any:
     address, user, password = split_credentials(uri)
     given = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
     os.environ.update({name: value for name, value in given.items() if value is not None})
-    if address.startswith("sqlite:///"):
-        _open_once(Path(address.removeprefix("sqlite:///").partition("?")[0]))
+    if (database := _local_database(address)) is not None:
+        _make_once(database)
     from mlflow import MlflowClient
 
     return MlflowClient(address)
 
 
-def _open_once(database: Path) -> None:
-    """Open a database, whose folder is made. Raises OSError or sqlite3.Error at once: MLflow would try for minutes."""
+def _local_database(address: str) -> Path | None:
+    """Return the file of a tracking URI, if it is one."""
+    return Path(address.removeprefix("sqlite:///").partition("?")[0]) if address.startswith("sqlite:///") else None
+
+
+def _make_once(database: Path) -> None:
+    """Make a database, whole or not at all; open one that is there.
+
+    MLflow makes its tables in many steps, for seconds, and can go on with nothing that was stopped between two of them.
+    Raises OSError or sqlite3.Error at once: MLflow would try for minutes.
+    """
     database.parent.mkdir(parents=True, exist_ok=True)
+    if not database.exists() or not database.stat().st_size:
+        partial = database.with_name(f"{database.name}.{uuid.uuid4().hex}.part")
+
+        def clear() -> None:
+            for left in database.parent.glob(f"{database.name}.*.part*"):  # of one that was killed, and journals, too
+                if left.name.startswith(partial.name) or time.time() - left.stat().st_mtime > STALE_SECONDS:
+                    left.unlink(missing_ok=True)
+
+        try:
+            with closing(sqlite3.connect(partial)) as opened:
+                opened.execute("PRAGMA schema_version")
+            with on_stop(clear):
+                _make_tables(partial)
+            if database.exists() and not database.stat().st_size:
+                database.unlink()
+            with suppress(FileExistsError):  # another run made it meanwhile
+                _rename(partial, database)
+        finally:
+            clear()
     with closing(sqlite3.connect(database)) as opened:
         opened.execute("PRAGMA schema_version")
+
+
+def _rename(partial: Path, database: Path) -> None:
+    """Give a file its name unless that is taken, which is a FileExistsError."""
+    try:
+        os.link(partial, database)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if database.exists():
+            raise FileExistsError(database) from None
+        partial.replace(database)
+
+
+def _make_tables(database: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    store = SqlAlchemyStore(f"sqlite:///{database}", database.parent.as_uri())
+    store.engine.dispose()  # its connections are to a name that goes
 
 
 def connect(settings: RuntimeSettings) -> tuple[Any, str]:
@@ -56,11 +108,16 @@ def connect(settings: RuntimeSettings) -> tuple[Any, str]:
 
 def unusable(settings: RuntimeSettings, error: Exception) -> TrackingError:
     """Return the error to raise for one of MLflow's, as long as nothing has been done."""
-    return TrackingError(
-        f"MLflow at {without_credentials(split_credentials(settings.mlflow_uri)[0])} cannot be used: "
-        f"{without_credentials(str(error)).strip()}; check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to "
-        "track in a local database; a server with passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    address = split_credentials(settings.mlflow_uri)[0]
+    database = _local_database(address)
+    cure = (
+        "check MLFLOW_TRACKING_URI or BTM_TRACKING_URI, or unset it to track in a local database; a server with "
+        "passwords wants MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        if database is None
+        else f"if {database} is damaged or of another MLflow, move it aside, and a new one is made"
     )
+    reason = without_credentials(str(error)).strip()
+    return TrackingError(f"MLflow at {without_credentials(address)} cannot be used: {reason}; {cure}")
 
 
 def find_experiment(client: Any, settings: RuntimeSettings) -> str:
