@@ -5,8 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from tasks.events import Event, listening
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Stage", "Stages", "show_progress", "telling_progress"]
 
@@ -24,6 +28,8 @@ LABELS = {
     "evaluate": "evaluate every model",
 }
 LINE_SECONDS = 10.0
+WIDE = 100
+"""Columns of a terminal from which on bars are long."""
 
 
 class Stage:
@@ -139,26 +145,29 @@ def fetch_text(event: Event) -> str:
 @contextmanager
 def show_progress(first: str = "start Prefect and MLflow") -> Iterator[None]:
     """Show the progress of the steps that run in this block; `first` is what happens before the first of them."""
-    shown = _bars(first) if sys.stderr.isatty() else _lines()
+    shown = _bars(first) if sys.stderr.isatty() else _lines(first)
     with shown:
         yield
 
 
 @contextmanager
-def _bars(first: str) -> Iterator[None]:
+def _bars(first: str, console: "Console | None" = None) -> Iterator[None]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
 
     stages = Stages()
     rows: dict[str, TaskID] = {}
+    console = console or Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<24}"),
-        BarColumn(bar_width=24),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.fields[text]}"),
+        TextColumn("{task.description}", table_column=Column(width=24, no_wrap=True)),
+        BarColumn(bar_width=24 if console.width >= WIDE else 8),
+        TimeElapsedColumn(table_column=Column(width=7)),
+        TimeRemainingColumn(elapsed_when_finished=False, table_column=Column(width=7)),
+        # Last, so that a narrow terminal cuts this short and nothing else.
+        TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console, expand=True) as progress:
         waiting: TaskID | None = progress.add_task(first, total=None, text="")
 
         def show(event: Event) -> None:
@@ -176,8 +185,9 @@ def _bars(first: str) -> Iterator[None]:
 
 
 @contextmanager
-def _lines() -> Iterator[None]:
+def _lines(first: str) -> Iterator[None]:
     began = time.monotonic()
+    print(f"[{0:6.1f} s] {first}", file=sys.stderr, flush=True)
 
     def say(stage: str, text: str) -> None:
         print(f"[{time.monotonic() - began:6.1f} s] {stage}: {text}", file=sys.stderr, flush=True)

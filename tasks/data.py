@@ -57,9 +57,10 @@ def image_digests(catalog: "Catalog", cache: Path | None, tell: "Tell", *, keep:
             if owner != split.name:
                 shared.append(f"{split.name} image {path} is {owner} image {known}")
     if shared:
+        images = "1 image is" if len(shared) == 1 else f"{len(shared)} images are"
         raise DataError(
-            f"{len(shared)} images are, byte for byte, in two splits, so the test would be no test; remove them from "
-            f"one:\n{some_of(shared)}"
+            f"{images}, byte for byte, in two splits, so the test would be no test; remove them from one (btm data "
+            f"inspect finds more that is wrong, and with --write-clean DIR writes lists without it):\n{some_of(shared)}"
         )
     return digests
 

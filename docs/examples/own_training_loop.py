@@ -14,6 +14,7 @@ from btm_core.metrics import recall_report
 from btm_core.sampling import balanced_subset, class_aware_order
 
 SUBSETS, SHOTS, SEED = 10, 10, 0  # N_D and N_C of the paper
+torch.set_num_threads(1)  # sums, and so figures, depend on how many
 
 
 class Network(nn.Module):

@@ -56,7 +56,8 @@ def _planned(experiment: str, overrides: list[str], settings: "RuntimeSettings",
 
     config = load_experiment(experiment, overrides)
     preset = preset_behind(experiment)
-    base = None if preset is None else load_experiment(preset)
+    # What was tuned together: a preset's values, or those of the file before it was changed on the way.
+    base = load_experiment(preset) if preset is not None else load_experiment(experiment) if overrides else None
     with results_alone_on_stdout(), tempfile.TemporaryDirectory(prefix="btm-") as folder:
         catalog = preflight(config, settings, writing=False)
         if settings.engine != "local":

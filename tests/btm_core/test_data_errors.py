@@ -230,7 +230,8 @@ def test_images_in_two_splits_under_two_names(root: Path) -> None:
     with pytest.raises(DataError) as error:
         image_digests(catalog, None, lambda done, total: None)
     assert str(error.value) == (
-        "1 images are, byte for byte, in two splits, so the test would be no test; remove them from one:\n"
+        "1 image is, byte for byte, in two splits, so the test would be no test; remove them from one (btm data "
+        "inspect finds more that is wrong, and with --write-clean DIR writes lists without it):\n"
         f"  test image test/digit-0/copy.png is train image train/digit-0/{source.name}"
     )
 

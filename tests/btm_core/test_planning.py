@@ -129,6 +129,11 @@ FIRES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"pretrain__epochs": 170},
         {"pretrain__epochs": 170, "pretrain__milestones": (140, 160)},
     ),
+    "a milestone at the end": (
+        "pretrain.milestones",
+        {"pretrain__epochs": 170, "pretrain__milestones": (140, 170)},
+        {"pretrain__epochs": 170, "pretrain__milestones": (140, 169)},
+    ),
     "nothing but warm-up": ("pretrain.warmup_epochs", {"pretrain__epochs": 5}, {"pretrain__epochs": 6}),
     "a criterion on subsets": (
         "merge.criterion",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from conftest import FAST, Btm, small_experiment, write_digits, write_lists
 
 from btm_core.config import ExperimentConfig, load_experiment
@@ -17,6 +18,7 @@ from btm_core.data.catalog import Catalog, Split
 from btm_core.errors import ConfigError
 from btm_core.storage import Manifest, Store
 from flows.plan import walk as walking
+from flows.plan.commands import plan as plan_command
 from flows.plan.document import plan_document
 from flows.plan.printing import print_plan
 from flows.plan.timing import place_of
@@ -312,3 +314,19 @@ def test_manifests_tell_how_long_a_step_took(finished: Path) -> None:
     assert evaluation.images == 7 * 600 and evaluation.conditions.backbone == "small_cnn"
     [data] = past.of("data")
     assert data.images == 929
+
+
+def test_a_file_is_what_its_overrides_are_compared_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It sets batch size and learning rate, so that neither is a default: as `btm init` writes them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))  # else the plan's own would stay in the environment
+    digits = load_experiment("digits-lt")
+    raw = digits.model_dump(mode="json", include={"data", "model", "pretrain", "finetune"})
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(raw))
+    keys = []
+    for overrides in ([], ["pretrain.batch_size=16"], ["pretrain.batch_size=16", "pretrain.lr=0.025"]):
+        plan_command("my.yaml", overrides, store=str(tmp_path / "store"), as_json=True)
+        keys.append([one["key"] for one in json.loads(capsys.readouterr().out)["warnings"]])
+    assert ["pretrain.batch_size" in found for found in keys] == [False, True, False]

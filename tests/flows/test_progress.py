@@ -1,8 +1,11 @@
+import io
+import re
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from flows.progress import Stages, telling_progress
+from flows.progress import Stages, _bars, telling_progress
 from tasks.events import publish
 
 NEWS = {"event": "fetch", "step": "finetune/subset-03-00ff", "stage": "finetune", "of": 10_000, "seconds": 2.0}
@@ -40,6 +43,24 @@ def told(events: list[dict[str, Any]], seconds: float = 3600.0, **options: bool)
         for event in events:
             publish(event)
     return lines
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_bars_show_stage_share_and_time_at_any_width(width: int) -> None:
+    """Without colours what is left of a bar is blank, so its marks can be counted."""
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, color_system=None, width=width)
+    epoch = {"epochs": 60, "loss": 0.531, "images": 1000, "seconds": 0.1, "waited": 0.05}
+    with _bars("start Prefect and MLflow", terminal):
+        for event in [of(0, "queued"), of(1, "queued"), of(0, "started"), of(0, "epoch", epoch=30, **epoch)]:
+            publish(event)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    last = [line for line in drawn.splitlines() if line.startswith("fine-tune on subsets ")][-1]
+    assert len(last) <= width
+    bar = 24 if width == 160 else 8
+    assert last.count("━") + last.count("╸") == bar // 4, last  # a half of one of two
+    assert "0:00:00" in last and "0 of 2 done" in last
+    assert ("50% of the time waiting for images" in last) == (width == 160)
 
 
 def of(subset: int, event: str, **facts: Any) -> dict[str, Any]:
