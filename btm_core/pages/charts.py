@@ -50,11 +50,13 @@ def frequency_chart(
     """
     counts, a, b = np.asarray(train_counts), np.asarray(before), np.asarray(after)
     order = np.lexsort((np.arange(len(counts)), -counts))
-    named = len(counts) <= NAMED
-    left, below = (64, 122) if named else (46, 42)
+    ticks = _rank_ticks(len(counts))
+    left, below, named = 46, 42, len(counts) <= NAMED
+    if named:
+        ticks = [(rank, _short(class_names[c], NAME_LENGTH)) for rank, c in enumerate(order, start=1)]
+        left, below = 64, 40 + math.ceil(0.72 * LETTER * max(len(name) for _, name in ticks))
     plot = Plot(label, (900, 278 + below), (0.5, len(counts) + 0.5), (-0.03, 1.03), (left, 10, 54, below))
     top = max(1.0, math.log10(max(counts.max(), 10)))
-    ticks = _name_ticks([class_names[c] for c in order]) if named else _rank_ticks(len(counts))
     plot.axes("class, from most to fewest training images", "recall (%)", ticks, slanted=named)
     _count_area(plot, counts[order], top)
     for power in range(int(top) + 1):
@@ -92,10 +94,6 @@ def _rank_ticks(classes: int) -> list[tuple[float, str]]:
     unit = 10 ** int(math.log10(step))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= step)
     return [(rank, f"{rank:,}") for rank in sorted({1, *range(step, classes + 1, step)}) if rank == 1 or rank >= step]
-
-
-def _name_ticks(names: Sequence[str]) -> list[tuple[float, str]]:
-    return [(rank, _short(name, NAME_LENGTH)) for rank, name in enumerate(names, start=1)]
 
 
 def _short(name: str, letters: int) -> str:
