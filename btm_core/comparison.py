@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from btm_core.pages import page_environment
+from btm_core.pages import page_environment, reliable
 from btm_core.statistics import spread
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-__all__ = ["FIGURES", "Row", "cell", "comparison", "comparison_html", "comparison_markdown"]
+__all__ = ["FIGURES", "Row", "cell", "comparison", "comparison_html", "comparison_markdown", "curve_charts"]
 
 FIGURES = {
     "h_mean": "H-mean",
@@ -72,7 +72,7 @@ def comparison_markdown(document: dict[str, Any]) -> str:
     for difference in document.get("differences", []):
         parts = [
             f"{FIGURES.get(name, name.replace('_', ' '))} {100 * value['mean']:+.1f} "
-            f"[{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+            + (f"[{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]" if reliable(value) else "[too few images]")
             for name, value in difference["figures"].items()
         ]
         lines.append(f"{difference['second']} minus {difference['first']}, 95 % over test images: {'; '.join(parts)}.")
@@ -104,6 +104,30 @@ def comparison_html(
     environment.filters["cell"] = lambda summary, name: cell(name, summary[name])
     template = environment.get_template("comparison.html.j2")
     return template.render(document=document, headings=FIGURES, charts=charts or {}, note=note)
+
+
+def curve_charts(curves: "Mapping[str, Mapping[str, Any]]") -> "dict[str, list[Markup]]":
+    """Draw H-mean and G-mean along paths between two models in weight space, by the path's name.
+
+    Arguments:
+    - curves: of each path `lambda` (the second model's share), `h_mean` and `g_mean` along it, fractions, and `level`:
+        both of the model to compare it with, or None.
+    """
+    from btm_core.pages.charts import interpolation_chart
+
+    return {
+        path: [
+            interpolation_chart(
+                curve["lambda"],
+                curve[name],
+                curve["level"] and curve["level"][name],
+                heading,
+                f"{heading} of models between the two, {path}",
+            )
+            for name, heading in (("h_mean", "H-mean"), ("g_mean", "G-mean"))
+        ]
+        for path, curve in curves.items()
+    }
 
 
 def cell(name: str, summary: dict[str, Any] | None) -> str:

@@ -95,7 +95,7 @@ def build_report(
         "train_images": train_counts.tolist(),
         "test_images": found.test_counts.tolist(),
         "recall": {model.name: model.recall.recall.tolist() for model in models},
-        **{key: [row[key] for row in compared] for key in ("group", "low", "high")},
+        **{key: [row[key] for row in compared] for key in ("group", "low", "high", "clear")},
     }
     worst = [{**row, "recall_before": float(before.recall.recall[row["class"]])} for row in found.lowest(lowest)]
     return {
@@ -130,7 +130,8 @@ def class_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
     classes, recall = report["classes"], report["classes"]["recall"]
     columns = [classes[key] for key in ("name", "group", "train_images", "test_images")]
     columns += [recall[report["compared_with"]], recall[report["models"][-1]["name"]], classes["low"], classes["high"]]
-    keys = ("name", "group", "train_images", "test_images", "a", "b", "low", "high")
+    columns.append(classes["clear"])
+    keys = ("name", "group", "train_images", "test_images", "a", "b", "low", "high", "clear")
     rows = [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
     return [{"class": c, **row, "difference": row["b"] - row["a"]} for c, row in enumerate(rows)]
 

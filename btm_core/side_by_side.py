@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 
 from btm_core.evidence import Evidence, require_comparable
 from btm_core.metrics import recall_report, shot_groups
-from btm_core.pages import interval, percent, points, render_page, signed
+from btm_core.pages import interval, percent, points, reliable, render_page, signed
 from btm_core.pages.class_table import ClassTable
-from btm_core.statistics import Difference, class_differences, paired_differences, resampled_recall, worst_mean
+from btm_core.statistics import (
+    Difference,
+    class_differences,
+    clearly_changed,
+    paired_differences,
+    resampled_recall,
+    worst_mean,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -93,10 +100,12 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     """Return two models of one split side by side, JSON-ready: {a, b, per_class, summary}.
 
     - a, b: what each is, and its figures.
-    - per_class: for each class in order its images, both recalls, and the difference b - a with its 95 % interval.
+    - per_class: for each class in order its images, both recalls, the difference b - a with its 95 % interval, and
+        whether it is `clear`: the whole interval is on one side of 0, and so many images went one way that an exact
+        McNemar test has p < 0.05 (`btm_core.statistics.clearly_changed`); with under six test images none is.
     - summary: a, b, difference and interval of each figure, groups that are empty left out; `worse` and `better`, the
-        classes whose recall fell and rose, most first, `clear` where the whole interval is on that side of 0;
-        `new_zero_recall_classes` and `resolved_zero_recall_classes`.
+        classes whose recall fell and rose, most first, and whether it is `clear`; `new_zero_recall_classes` and
+        `resolved_zero_recall_classes`.
 
     Training images, and with them many, medium and few, are those of the first. Raises DataError if the two cannot be
     compared.
@@ -108,7 +117,8 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     drawn = resampled_recall(pair[0], np.stack(pair[1:]))  # once, for all figures and all classes
     found = paired_differences(*pair, groups=shot_groups(one.group_counts), drawn=drawn)
     figures = {name: {"a": a[name], "b": b[name], **_json(found[name])} for name in FIGURES if name in found}
-    rows = _classes(one, two, class_differences(*pair, drawn=drawn))
+    changes = class_differences(*pair, drawn=drawn)
+    rows = _classes(one, two, changes, clearly_changed(*pair, changes))
     same = np.array_equal(one.train_counts, two.train_counts)
     return {
         "a": a,
@@ -119,7 +129,9 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     }
 
 
-def _classes(one: Evidence, two: Evidence, differences: Sequence[Difference]) -> list[dict[str, Any]]:
+def _classes(
+    one: Evidence, two: Evidence, differences: Sequence[Difference], clear: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     group_of = {int(c): name for name, mask in shot_groups(one.group_counts).items() for c in np.flatnonzero(mask)}
     before, after = one.report.recall.tolist(), two.report.recall.tolist()
     return [
@@ -132,6 +144,7 @@ def _classes(one: Evidence, two: Evidence, differences: Sequence[Difference]) ->
             "a": before[c],
             "b": after[c],
             **_json(difference),
+            "clear": bool(clear[c]),
         }
         for c, (name, difference) in enumerate(zip(one.class_names, differences, strict=True))
     ]
@@ -144,14 +157,14 @@ def _json(difference: Difference) -> dict[str, float]:
 def _changed(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return which classes changed, those that changed most first."""
 
-    def told(row: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {**{key: row[key] for key in ("class", "name", "difference")}, **more}
+    def told(row: dict[str, Any], *more: str) -> dict[str, Any]:
+        return {key: row[key] for key in ("class", "name", "difference", *more)}
 
     falling = sorted(rows, key=lambda row: (row["difference"], row["high"]))
     rising = sorted(rows, key=lambda row: (-row["difference"], -row["low"]))
     return {
-        "worse": [told(row, clear=row["high"] < 0) for row in falling if row["difference"] < 0],
-        "better": [told(row, clear=row["low"] > 0) for row in rising if row["difference"] > 0],
+        "worse": [told(row, "clear") for row in falling if row["difference"] < 0],
+        "better": [told(row, "clear") for row in rising if row["difference"] > 0],
         "new_zero_recall_classes": [told(row) for row in rows if row["b"] == 0 < row["a"]],
         "resolved_zero_recall_classes": [told(row) for row in rows if row["a"] == 0 < row["b"]],
     }
@@ -184,7 +197,7 @@ def _pair_charts(document: dict[str, Any], letter: str) -> "dict[str, Markup]":
     return {
         "change": change_chart(
             [(heading, summary[name]) for name, heading in FIGURES.items() if name in summary],
-            f"Changes from A to {letter} with their intervals; the table has the numbers",
+            f"Changes from A to {letter} with their intervals; the table before it has the numbers",
         ),
         "by_frequency": frequency_chart(
             *recalls, column["train_images"], column["name"], f"Recall of each class {both}, by frequency"
@@ -246,15 +259,11 @@ def most_lost(document: dict[str, Any], count: int) -> list[dict[str, Any]]:
 def cautions(document: dict[str, Any]) -> list[str]:
     """Return what a reader of a pair's figures has to know beside them."""
     summary, found = document["summary"], []
-    missed = [
-        heading
-        for name, heading in FIGURES.items()
-        if name in summary and not summary[name]["low"] <= summary[name]["difference"] <= summary[name]["high"]
-    ]
+    missed = [heading for name, heading in FIGURES.items() if name in summary and not reliable(summary[name])]
     if missed:
         found.append(
-            f"The interval of {', '.join(missed)} does not hold the difference itself: with few test images a class, "
-            "more recalls are zero among resampled images than among all. Do not rely on it."
+            f"No interval of {', '.join(missed)} is shown, for it does not hold the difference itself: with few test "
+            "images a class, more recalls are zero among resampled images than among all."
         )
     if not document["same_training_counts"]:
         found.append(

@@ -18,9 +18,11 @@ __all__ = [
     "WORST_SHARE",
     "Difference",
     "Spread",
+    "clearly_changed",
     "class_differences",
     "paired_differences",
     "resampled_recall",
+    "sign_test",
     "spread",
     "worst_mean",
 ]
@@ -140,7 +142,8 @@ def class_differences(
 ) -> list[Difference]:
     """Compare the recall of each class as `paired_differences` does; returns C differences, second minus first.
 
-    With few images a class the intervals are wide, and some of C miss by chance: they inform, they prove little.
+    With few images a class the intervals are wide, and some of C miss by chance: they inform, they prove little;
+    `clearly_changed` asks for more.
     """
     y, a, both = _paired(targets, first, second)
     measured = _recall(y, both)
@@ -149,6 +152,44 @@ def class_differences(
     change = (recall[:, len(a) :] - recall[:, : len(a)]).mean(1)
     low, high = np.quantile(change, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return [Difference(*map(float, row)) for row in zip(mean, low, high, strict=True)]
+
+
+def sign_test(targets: ArrayLike, first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
+    """Return for each class the two-sided p value (C,) that a model's recall is another's: McNemar's test, exact.
+
+    Of a class's images only those count that one model gets right and the other does not, n = gained + lost. If nothing
+    changed each of them is as likely gained as lost: p = 2 P(X <= min(gained, lost)) with X of Binomial(n, 1/2), at
+    most 1. It holds for any number of images; fewer than six that all go one way never make p < 0.05.
+
+    McNemar, Note on the sampling error of the difference between correlated proportions or percentages, Psychometrika
+    12, 1947; for classifiers see Dietterich, Approximate Statistical Tests for Comparing Supervised Classification
+    Learning Algorithms, Neural Computation 10, 1998.
+
+    Arguments:
+    - targets: (N,), each of 0 .. C - 1 present; first, second: predictions (N,) of two models.
+    """
+    from scipy.special import bdtr
+
+    y = np.asarray(targets)
+    a, b = np.asarray(first) == y, np.asarray(second) == y
+    gained, lost = (np.bincount(y[chosen], minlength=y.max() + 1) for chosen in (b & ~a, a & ~b))
+    p: NDArray[np.float64] = np.minimum(1.0, 2 * bdtr(np.minimum(gained, lost).astype(float), gained + lost, 0.5))
+    return p
+
+
+def clearly_changed(
+    targets: ArrayLike, first: ArrayLike, second: ArrayLike, differences: Sequence[Difference], level: float = 0.05
+) -> NDArray[np.bool_]:
+    """Return which classes (C,) changed clearly: their interval is on one side of 0, and `sign_test` is below `level`.
+
+    The interval alone is too narrow with few images: that of a class whose three images are all lost has no width.
+
+    Arguments:
+    - targets, first, second: as `sign_test` takes them.
+    - differences: C, as `class_differences` returns them for the same.
+    """
+    beyond = np.array([one.low > 0 or one.high < 0 for one in differences], dtype=bool)
+    return beyond & (sign_test(targets, first, second) < level)
 
 
 def worst_mean(recall: NDArray[np.float64], share: float = WORST_SHARE) -> NDArray[np.float64]:

@@ -4,12 +4,12 @@ import datetime
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import flow
 
 from btm_core.ablations import ABLATIONS, Variant, subset_alert, with_values
-from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown
+from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown, curve_charts
 from btm_core.config import ExperimentConfig
 from btm_core.storage import Artifact, Store
 from flows.btm import FLOW_OPTIONS, algorithm, btm, shared_inputs, stage1_step
@@ -22,9 +22,6 @@ from tasks.pretrain import RetrainHead
 from tasks.run import Run
 from tasks.sample import SampleSubset, UnionOfSubsets
 from tasks.settings import RuntimeSettings
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 __all__ = ["ablate", "interpolate", "repeat"]
 
@@ -63,7 +60,7 @@ def ablate(
     title, variants_of = ABLATIONS[name]
     seeds = [experiment.seed + number for number in range(repeats)]
     store = Store(settings.store_url)
-    with Run(experiment, settings, run_id):
+    with Run(experiment, settings, run_id) as run:
         rows: dict[tuple[str, ...], Row] = {}
         for variant in variants_of(experiment):
             for seed in seeds:
@@ -79,7 +76,7 @@ def ablate(
             ]
             means = [row["summary"]["h_mean"]["mean"] for row in document["rows"]]
             document["warnings"] = subset_alert([(*size, mean) for size, mean in zip(sizes, means, strict=True)])
-        return _publish(store, run_id, document)
+        return _publish(store, run_id, document | {"artifacts": sorted(run.steps)})
 
 
 @flow(name="btm-interpolate", **FLOW_OPTIONS)
@@ -91,8 +88,9 @@ def interpolate(
     Two balanced subsets A and B of `shots` images a class; fine-tuned on A, on B, and on their union, which is balanced
     no more. They start where BTM does: from the FC stage, if there is one.
     """
-    with Run(experiment, settings, run_id):
-        return mended(lambda: _interpolated(experiment, settings, run_id, shots, points))
+    with Run(experiment, settings, run_id) as run:
+        document = mended(lambda: _interpolated(experiment, settings, run_id, shots, points))
+        return _publish(run.store, run_id, document | {"artifacts": sorted(run.steps)}, CURVES)
 
 
 def _interpolated(
@@ -130,8 +128,11 @@ def _interpolated(
         rows,
         **_facts(experiment, run_id, [experiment.seed], figures[0]),
     )
-    curves = {path: [figures[number * points + i] for i in range(points)] for number, path in enumerate(paths)}
-    return _publish(store, run_id, document, _curves(shares, curves, figures[-1]), CURVES)
+    document["curves"] = {
+        path: _curves(shares, figures[number * points :][:points], figures[-1] if path == "A to B" else None)
+        for number, path in enumerate(paths)
+    }
+    return document
 
 
 def _over_runs(runs: list[list[dict[str, Any]]]) -> list[Row]:
@@ -200,38 +201,24 @@ def _facts(experiment: ExperimentConfig, run_id: str, seeds: list[int], row: dic
         "warnings": [],
         "differences": [],
         "runs": [],
+        "curves": {},
+        "artifacts": [],
     }
 
 
-def _publish(
-    store: Store, run_id: str, document: dict[str, Any], charts: "dict[str, list[Markup]] | None" = None, note: str = ""
-) -> dict[str, Any]:
+def _publish(store: Store, run_id: str, document: dict[str, Any], note: str = "") -> dict[str, Any]:
     """Write the comparison as JSON, Markdown and HTML; return the document with their URLs."""
     texts = {
         "comparison.json": json.dumps(document, indent=1),
         "comparison.md": comparison_markdown(document),
-        "comparison.html": comparison_html(document, charts, note),
+        "comparison.html": comparison_html(document, curve_charts(document["curves"]), note),
     }
     urls = {name: store.write(text.encode(), "runs", run_id, name) for name, text in texts.items()}
     return document | {"report": urls["comparison.html"], "markdown": urls["comparison.md"]}
 
 
-def _curves(
-    shares: list[float], paths: dict[str, list[dict[str, Any]]], union: dict[str, Any]
-) -> "dict[str, list[Markup]]":
-    """Draw the H-mean and G-mean along both paths."""
-    from btm_core.pages.charts import interpolation_chart
-
-    drawn = {}
-    for path, rows in paths.items():
-        drawn[path] = [
-            interpolation_chart(
-                shares,
-                [row[name] for row in rows],
-                None if path.startswith("stage") else union[name],
-                heading,
-                f"{heading} of models between the two, {path}",
-            )
-            for name, heading in (("h_mean", "H-mean"), ("g_mean", "G-mean"))
-        ]
-    return drawn
+def _curves(shares: list[float], rows: list[dict[str, Any]], union: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what `btm_core.comparison.curve_charts` draws of one path."""
+    names = ("h_mean", "g_mean")
+    level = None if union is None else {name: union[name] for name in names}
+    return {"lambda": shares, **{name: [row[name] for row in rows] for name in names}, "level": level}

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from btm_core.config import ExperimentConfig
+from btm_core.config import ExperimentConfig, with_absolute_paths
 from btm_core.data.long_tail import profile
 from btm_core.storage import Artifact, Store
 from btm_core.urls import without_credentials
 from tasks.data import LABELS, describe, group_counts
+from tasks.elsewhere import comparisons_elsewhere
 from tasks.evaluate import RECALL, answers_of
 from tasks.events import Event, listening
 from tasks.journal import Journal, is_over
@@ -119,6 +120,9 @@ class Run:
         results, labels = self._results(models), self._labels(data)
         report = self._report(data, subset, results, labels)
         report["lost_ingredients"] = [{"subset": index, "reason": reason} for index, reason in (lost or {}).items()]
+        report["elsewhere"] = comparisons_elsewhere(
+            self.store, self.run_id, self.experiment.name, results[-1].split_hash, [models[0].artifact.address]
+        )
         report["validation"] = [result.row() for result in self._results(validated)]
         images = figures(report)
         with tempfile.TemporaryDirectory(prefix="btm-") as name:
@@ -177,7 +181,7 @@ class Run:
         }
         return build_report(
             run=run,
-            experiment=self.experiment.model_dump(mode="json"),
+            experiment=with_absolute_paths(self.experiment).model_dump(mode="json"),
             class_names=description["class_names"],
             train_counts=counts,
             targets=labels["test"],

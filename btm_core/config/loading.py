@@ -306,11 +306,21 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def with_absolute_paths(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the experiment with its local paths made absolute, for whoever works in another folder."""
+    """Return the experiment with its local paths made absolute, for whoever works in another folder.
+
+    Files of the splits that are below the root are found there wherever one works, and folders of image_folder always
+    are: these stay relative to it. Nothing of this changes an address.
+    """
     values = config.model_dump(mode="json")
     for section, keys in {"data": ("root", "class_names"), "pretrain": ("checkpoint", "initial")}.items():
         values[section] |= {key: _absolute(values[section][key]) for key in keys}
     values["sampling"]["lists"] = [_absolute(path) for path in values["sampling"]["lists"]]
+    for key in ("train", "test", "validation") if config.data.format != "image_folder" else ():
+        file = values["data"][key]
+        if file is None or "://" in file or not _is_file(Path(file)):
+            continue
+        if config.data.root is None or not _is_file(Path(config.data.root, file)):  # as data.sources.split_files looks
+            values["data"][key] = _absolute(file)
     return ExperimentConfig.model_validate(values)
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import warnings
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,15 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from matplotlib.figure import Figure
 
-__all__ = ["data_url", "inline", "page_environment", "percent", "png", "points", "render_page"]
+__all__ = ["data_url", "inline", "interval", "page_environment", "percent", "png", "points", "reliable", "render_page"]
 
 
 def page_environment() -> "Environment":
     """Return jinja2's environment of this package's templates.
 
     Filters: `percent` of a fraction, `points` of a difference of fractions (with its sign), `interval` of what has
-    `low` and `high`, all of them in percent, and n/a for None; `signed` of a difference of counts. `table_script` is
+    `low` and `high`, all of them in percent, and n/a for None; `signed` of a difference of counts. The test `reliable`
+    tells whether an interval holds the difference. `table_script` is
     the one script that pages run; they forbid any other, and every request.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -35,6 +37,7 @@ def page_environment() -> "Environment":
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment.globals |= {"table_script": Markup(script), "script_hash": f"sha256-{digest}"}
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "signed": signed}
+    environment.tests["reliable"] = reliable
     return environment
 
 
@@ -59,8 +62,20 @@ def signed(count: int) -> str:
     return f"{count:+d}" if count else "0"
 
 
-def interval(difference: dict[str, Any]) -> str:
-    """Return the interval of a difference in points of percent."""
+def reliable(row: Mapping[str, Any]) -> bool:
+    """Return whether an interval, `low` to `high`, holds the `difference` (or `mean`) that it is of.
+
+    With few test images a class that of H-mean and G-mean may not: more recalls are zero among resampled images than
+    among all. Then it tells nothing.
+    """
+    found = row["mean"] if "mean" in row else row["difference"]
+    return bool(row["low"] - 1e-9 <= found <= row["high"] + 1e-9)
+
+
+def interval(difference: Mapping[str, Any]) -> str:
+    """Return the interval of a difference in points of percent; why there is none, if it is not reliable."""
+    if not reliable(difference):
+        return "too few images"
     return f"{points(difference['low'])} to {points(difference['high'])}"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from btm_core.pages import interval, points, reliable
 from btm_core.pages.svg import PERCENT, Plot
 from btm_core.plots import running_mean
 from btm_core.seeding import numpy_generator
@@ -27,6 +28,8 @@ __all__ = [
     "scatter_chart",
 ]
 
+NAMED, NAME_LENGTH = 30, 18
+"""Up to so many classes are named on the axis, by so many letters."""
 SINGLY = 200
 """Up to so many classes each is a mark of its own, which says its name; more are dots."""
 CROWD = 2000
@@ -42,19 +45,25 @@ def frequency_chart(
 ) -> "Markup":
     """Draw per-class recall before and after, classes sorted by training images, whose number is the grey area.
 
-    Of more than 200 classes running means are drawn, too; of more than 2,000, whose dots would hide each other, alone.
+    Up to 30 classes have their names below. Of more than 200 running means are drawn, too; of more than 2,000, whose
+    dots would hide each other, alone.
     """
     counts, a, b = np.asarray(train_counts), np.asarray(before), np.asarray(after)
     order = np.lexsort((np.arange(len(counts)), -counts))
-    plot = Plot(label, (900, 320), (0.5, len(counts) + 0.5), (-0.03, 1.03), (46, 10, 54, 42))
+    ticks = _rank_ticks(len(counts))
+    left, below, named = 46, 42, len(counts) <= NAMED
+    if named:
+        ticks = [(rank, _short(class_names[c], NAME_LENGTH)) for rank, c in enumerate(order, start=1)]
+        left, below = 64, 40 + math.ceil(0.72 * LETTER * max(len(name) for _, name in ticks))
+    plot = Plot(label, (900, 278 + below), (0.5, len(counts) + 0.5), (-0.03, 1.03), (left, 10, 54, below))
     top = max(1.0, math.log10(max(counts.max(), 10)))
-    plot.axes("class, from most to fewest training images", "recall (%)", _rank_ticks(len(counts)))
+    plot.axes("class, from most to fewest training images", "recall (%)", ticks, slanted=named)
     _count_area(plot, counts[order], top)
     for power in range(int(top) + 1):
         plot.text(plot.right + 5, plot.y(power / top) + 4, f"{10**power:,}", "start")
     plot.parts.append(
-        f'<text transform="translate({plot.width - 8} {plot.height / 2 - 16:.0f}) rotate(-90)" text-anchor="middle">'
-        "training images (grey)</text>"
+        f'<text transform="translate({plot.width - 8} {(plot.top + plot.bottom) / 2:.0f}) rotate(-90)" '
+        'text-anchor="middle">training images (grey)</text>'
     )
     if len(counts) > SINGLY:
         ranks = range(1, len(counts) + 1)
@@ -85,6 +94,10 @@ def _rank_ticks(classes: int) -> list[tuple[float, str]]:
     unit = 10 ** int(math.log10(step))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= step)
     return [(rank, f"{rank:,}") for rank in sorted({1, *range(step, classes + 1, step)}) if rank == 1 or rank >= step]
+
+
+def _short(name: str, letters: int) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _count_area(plot: Plot, counts: NDArray[Any], top: float) -> None:
@@ -158,7 +171,7 @@ def _name_points(plot: Plot, places: NDArray[np.float64], names: Mapping[int, st
     pixels = [(plot.x(a), plot.y(b)) for a, b in places.tolist()]
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels] if len(pixels) <= SINGLY else []
     for c, name in names.items():
-        text = name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}…"
+        text = _short(name, LABEL_LENGTH)
         width, (x, y) = LETTER * len(text) + 2, pixels[c]
         for anchor, left, up in (("start", 8.0, -4.0), ("end", -8 - width, -4.0), ("middle", -width / 2, 8.0)):
             box = (x + left, y - up - 11, x + left + width, y - up + 3)
@@ -220,22 +233,24 @@ def change_chart(figures: Sequence[tuple[str, Mapping[str, float]]], label: str)
     """Draw differences and their intervals, a line each, around 0.
 
     Arguments:
-    - figures: heading and {difference, low, high}, fractions, of each.
+    - figures: heading and {difference, low, high}, fractions, of each; an interval that does not hold the difference is
+        not drawn.
     """
-    ends = [float(value) for _, row in figures for value in (row["low"], row["high"], row["difference"], 0.0)]
+    drawn = [[row["difference"], *((row["low"], row["high"]) if reliable(row) else ())] for _, row in figures]
+    ends = [0.0, *(float(value) for values in drawn for value in values)]
     reach = max(0.01, max(ends) - min(ends))
     low, high = min(ends) - 0.06 * reach, max(ends) + 0.06 * reach
     plot = Plot(label, (440, 58 + 26 * len(figures)), (low, high), (len(figures) - 0.4, -0.6), (98, 4, 16, 42))
     plot.axes("change in points of percent", "", _nice_ticks(100 * low, 100 * high), ())
     plot.parts.append(f'<path class="zero" d="M{plot.x(0):.1f} {plot.top}V{plot.bottom}"/>')
     for place, (heading, row) in enumerate(figures):
-        reliable = row["low"] <= row["difference"] <= row["high"]
-        kind = "unclear" if not reliable else "before" if row["high"] < 0 else "after" if row["low"] > 0 else "unclear"
-        said = f"{heading}: {100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+        start, end, told, certain = row["low"], row["high"], interval(row), reliable(row)
+        kind = "before" if certain and end < 0 else "after" if certain and start > 0 else "unclear"
+        said = f"{heading}: {points(row['difference'])} ({told if certain else f'no interval: {told}'})"
         y = plot.y(place)
         plot.text(plot.left - 8, y + 4, heading, "end")
-        bar = f'<path class="interval {kind}" d="M{plot.x(row["low"]):.1f} {y:.1f}H{plot.x(row["high"]):.1f}"/>'
-        plot.group(said, bar, plot.mark(row["difference"], place, kind, "circle", 4.5))
+        bar = f'<path class="interval {kind}" d="M{plot.x(start):.1f} {y:.1f}H{plot.x(end):.1f}"/>'
+        plot.group(said, *([bar] if certain else []), plot.mark(row["difference"], place, kind, "circle", 4.5))
     return plot.svg()
 
 

@@ -4,7 +4,7 @@ for (const section of document.querySelectorAll(".class-table")) {
   const data = JSON.parse(section.querySelector("script[type='application/json']").textContent);
   const find = (name) => section.querySelector(`[data-part="${name}"]`);
   const body = section.querySelector("tbody"), status = find("status");
-  const CLASS = 0, NAME = 1, GROUP = 2, AFTER = 6, CHANGE = 7, LOW = 8, HIGH = 9;
+  const CLASS = 0, NAME = 1, GROUP = 2, AFTER = 6, CHANGE = 7, LOW = 8, HIGH = 9, CLEAR = 10;
   // Where the value of a column is in a row; the interval sorts by its lower end.
   const place = Object.fromEntries(data.columns.map((column, number) => [column.key, number + 1]));
   const lower = data.rows.map((row) => row[NAME].toLocaleLowerCase());
@@ -17,8 +17,8 @@ for (const section of document.querySelectorAll(".class-table")) {
     all: () => true,
     better: (row) => row[CHANGE] > 0,
     worse: (row) => row[CHANGE] < 0,
-    "clearly-better": (row) => row[LOW] > 0,
-    "clearly-worse": (row) => row[HIGH] < 0,
+    "clearly-better": (row) => row[CLEAR] && row[CHANGE] > 0,
+    "clearly-worse": (row) => row[CLEAR] && row[CHANGE] < 0,
     zero: (row) => row[AFTER] === 0,
   };
 
@@ -45,7 +45,7 @@ for (const section of document.querySelectorAll(".class-table")) {
     name.scope = "row";
     name.className = "name";
     name.textContent = row[NAME];
-    const verdict = row[HIGH] < 0 ? "worse" : row[LOW] > 0 ? "better" : "";
+    const verdict = !row[CLEAR] ? "" : row[CHANGE] < 0 ? "worse" : "better";
     if (verdict === "worse") made.className = "clear";
     made.append(name, cell(row[GROUP], "text"), cell(row[3].toLocaleString("en")), cell(row[4].toLocaleString("en")),
       cell(percent(row[5])), cell(percent(row[AFTER])), cell(points(row[CHANGE]), verdict),
@@ -102,7 +102,7 @@ for (const section of document.querySelectorAll(".class-table")) {
   }
 
   function csv() {
-    const head = ["class", "name", "group", "training images", "test images", "before", "after", "change", "low", "high"];
+    const head = ["class", "name", "group", "training images", "test images", "before", "after", "change", "low", "high", "clear"];
     // A name that begins like a formula would be one to a spreadsheet.
     const text = (value) => typeof value === "number" ? String(value)
       : `"${(/^[=+\-@\t\r]/.test(value) ? "'" + value : value).replaceAll('"', '""')}"`;

@@ -61,12 +61,20 @@ class ClassTable:
 
 
 def _cells(row: dict[str, Any]) -> list[Cell]:
-    """Return number, name, group, training and test images, both recalls, the change and both ends of its interval.
+    """Return the cells of a class: of each column one, of the interval both ends; and whether it changed clearly.
 
     Recalls are in percent, with one digit: that is what the table shows.
     """
     figures = [_tenth(row[key]) for key in ("a", "b", "difference", "low", "high")]
-    return [row["class"], row["name"], row["group"], row["train_images"], row["test_images"], *figures]
+    return [
+        row["class"],
+        row["name"],
+        row["group"],
+        row["train_images"],
+        row["test_images"],
+        *figures,
+        int(row["clear"]),
+    ]
 
 
 def _tenth(value: float) -> float:

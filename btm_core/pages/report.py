@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from btm_core.pages import data_url, percent, points, render_page
+from btm_core.calibration import BINS
+from btm_core.comparison import curve_charts
+from btm_core.pages import data_url, interval, percent, points, reliable, render_page
 from btm_core.pages.charts import (
     change_chart,
     frequency_chart,
@@ -43,8 +45,10 @@ def render_html(report: dict[str, Any], thumbnails: Thumbnails | None = None, wi
     config = yaml.safe_dump(report["experiment"], sort_keys=False, default_flow_style=None, allow_unicode=True)
     return render_page(
         "report.html.j2",
-        **report,
+        **{"elsewhere": [], **report},
         rows=rows,
+        bins=BINS,
+        curves=next((curve_charts(one["curves"]) for one in report.get("elsewhere", ()) if one["curves"]), {}),
         before=next(row for row in report["models"] if row["name"] == report["compared_with"]),
         headings={name: heading for name, heading in FIGURES.items() if name in summary},
         lead=lead(report),
@@ -63,17 +67,18 @@ def render_html(report: dict[str, Any], thumbnails: Thumbnails | None = None, wi
 
 def lead(report: dict[str, Any]) -> str:
     """Say in one sentence what BTM did to the three figures that matter most, with intervals."""
-    summary, parts, said = report["comparison"]["summary"], [], False
+    summary, parts = report["comparison"]["summary"], []
+    unit, known = " points", "95 % interval "  # said once
     for name, words in LEAD.items():
         row = summary[name]
         if points(row["difference"]) == "0.0":
             parts.append(f"left {words} at {percent(row['b'])} %")
             continue
         verb = "raised" if row["difference"] > 0 else "lowered"
-        ends = f"{points(row['low'])} to {points(row['high'])}"
-        change = f"{points(row['difference'])}{', ' if said else ' points, 95 % interval '}{ends}"
-        said = True
+        told = f"{known}{interval(row)}" if reliable(row) else "no interval: too few test images a class"
+        change = f"{points(row['difference'])}{unit}, {told}"
         parts.append(f"{verb} {words} from {percent(row['a'])} to {percent(row['b'])} % ({change})")
+        unit, known = "", "" if reliable(row) else known
     text = f"Against {report['compared_with']}, BTM {', '.join(parts[:-1])}, and {parts[-1]}."
     return text.replace(" %", "\N{NO-BREAK SPACE}%")
 
@@ -85,9 +90,8 @@ def told(summary: Mapping[str, Any]) -> list[str]:
         row = summary[name]
         if points(row["difference"]) == "0.0":
             continue
-        reliable = row["low"] <= row["difference"] <= row["high"]
         clear = row["low"] > 0 or row["high"] < 0
-        found["unreliable" if not reliable else "beyond" if clear else "chance"].append(words)
+        found["unreliable" if not reliable(row) else "beyond" if clear else "chance"].append(words)
     texts = {
         "beyond": "Chance in the choice of test images does not explain what happened to {}.",
         "chance": "Chance in the choice of test images may explain what happened to {}.",
@@ -121,7 +125,7 @@ def charts(report: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, 
         "histogram": recall_histogram(column["a"], column["b"], f"How many classes have which recall, of {both}"),
         "change": change_chart(
             [(heading, summary[name]) for name, heading in FIGURES.items() if name in summary],
-            "Changes of the figures with their intervals; the table below has the numbers",
+            "Changes of the figures with their intervals; the table before it has the numbers",
         ),
         "models": [
             (heading, models_chart(report["models"], name, heading))

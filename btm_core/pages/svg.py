@@ -91,8 +91,13 @@ class Plot:
         place = f'x="{number(x)}" y="{number(y)}" text-anchor="{anchor}"'
         self.parts.append(f"<text {place}>{escape(text)}</text>")
 
-    def axes(self, x_label: str, y_label: str, x_ticks: Ticks = PERCENT, y_ticks: Ticks = PERCENT) -> None:
-        """Draw the grid, the ticks and the names of both axes; call it first, so that it lies below."""
+    def axes(
+        self, x_label: str, y_label: str, x_ticks: Ticks = PERCENT, y_ticks: Ticks = PERCENT, slanted: bool = False
+    ) -> None:
+        """Draw the grid, the ticks and the names of both axes; call it first, so that it lies below.
+
+        `slanted` texts of the lower axis rise to their tick: names, which are long.
+        """
         for value, text in y_ticks:
             y = number(self.y(value))
             self.parts.append(f'<path class="grid" d="M{self.left} {y}H{self.right}"/>')
@@ -100,10 +105,13 @@ class Plot:
         for value, text in x_ticks:
             x = number(self.x(value))
             self.parts.append(f'<path class="grid" d="M{x} {self.top}V{self.bottom}"/>')
-            self.parts.append(f'<text x="{x}" y="{self.bottom + 16}" text-anchor="middle">{escape(text)}</text>')
+            place = f'x="{x}" y="{self.bottom + 16}" text-anchor="middle"'
+            if slanted:
+                place = f'transform="translate({x} {self.bottom + 14}) rotate(-50)" text-anchor="end"'
+            self.parts.append(f"<text {place}>{escape(text)}</text>")
         middle = (self.left + self.right) / 2
         self.parts.append(
-            f'<text x="{number(middle)}" y="{self.bottom + 35}" text-anchor="middle">{escape(x_label)}</text>'
+            f'<text x="{number(middle)}" y="{self.height - 7}" text-anchor="middle">{escape(x_label)}</text>'
         )
         height = (self.top + self.bottom) / 2
         if y_label:

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from btm_core.data import long_tail_indices
 from btm_core.metrics import confusions, recall_report, shot_groups
 from btm_core.sampling import balanced_subset
-from btm_core.statistics import class_differences, paired_differences
+from btm_core.statistics import class_differences, clearly_changed, paired_differences
 
 x, y = load_digits(return_X_y=True)
 test = balanced_subset(y, shots=60, seed=0, index=0)
@@ -29,7 +29,8 @@ for name, predictions in (("plain", plain), ("balanced", balanced)):
 for figure, d in paired_differences(y[test], plain, balanced).items():
     print(f"{figure:<14} {100 * d.mean:+5.1f} points ({100 * d.low:+.1f} to {100 * d.high:+.1f})")
 changes = class_differences(y[test], plain, balanced)
-worse = [c for c, d in enumerate(changes) if d.high < 0]
+clear = clearly_changed(y[test], plain, balanced, changes)
+worse = [c for c, d in enumerate(changes) if clear[c] and d.mean < 0]
 print(f"clearly worse: {worse or 'no class'}")
 lowest = int(recall_report(y[test], balanced, counts).recall.argmin())
 print(f"the lowest class, {lowest}, is taken for (class, images): {confusions(y[test], balanced, lowest)}")

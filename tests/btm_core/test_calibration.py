@@ -32,13 +32,16 @@ def test_a_confidence_on_an_edge_is_in_the_bin_below() -> None:
 
 def test_it_is_that_of_torchmetrics() -> None:
     random = torch.Generator().manual_seed(0)
-    probabilities = torch.rand(2000, 7, generator=random).softmax(1) ** 2
-    probabilities /= probabilities.sum(1, keepdim=True)
-    targets = torch.randint(7, (2000,), generator=random)
-    expected = multiclass_calibration_error(probabilities, targets, num_classes=7, n_bins=15, norm="l1")
+    probabilities = (5 * torch.rand(2000, 7, generator=random)).softmax(1)
     confidence, predicted = probabilities.max(1)
+    targets = torch.where(torch.rand(2000, generator=random) < 0.5, predicted, (predicted + 1) % 7)
     found = calibration(confidence.numpy(), (predicted == targets).numpy())
-    assert found.error == pytest.approx(float(expected), abs=1e-6)
+    errors = {
+        bins: float(multiclass_calibration_error(probabilities, targets, num_classes=7, n_bins=bins, norm="l1"))
+        for bins in (10, 15)
+    }
+    assert found.error == pytest.approx(errors[15], abs=1e-6) and len(found.images) == 15
+    assert abs(errors[10] - errors[15]) > 1e-3  # the number of bins tells
 
 
 @pytest.mark.parametrize("given", [([], []), ([0.5], [True, False])])

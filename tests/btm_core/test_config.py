@@ -3,7 +3,15 @@ from typing import Any
 
 import pytest
 
-from btm_core.config import ExperimentConfig, Section, canonical_digest, load_experiment, preset_names
+from btm_core.config import (
+    ExperimentConfig,
+    Section,
+    canonical_digest,
+    load_experiment,
+    preset_names,
+    with_absolute_paths,
+)
+from btm_core.data.sources import split_files
 from btm_core.errors import ConfigError
 
 
@@ -104,6 +112,39 @@ def test_files(tmp_path: Path) -> None:
     file.write_text("preset: none\n")
     with pytest.raises(ConfigError, match="'none' is unknown"):
         load_experiment(file)
+
+
+def test_local_paths_become_absolute_where_they_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `btm_core.data.sources` looks for files of the splits: below the root, or else below the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in ("images/train.txt", "train.txt", "test.txt", "val.txt"):
+        (tmp_path / name).touch()
+    given = {
+        "data": {"format": "list", "root": "images", "train": "train.txt", "test": "test.txt", "validation": "no.txt"},
+        "pretrain": {"initial": "backbone.safetensors"},
+        "sampling": {"num_subsets": 2, "lists": ["a.txt", "s3://b/b.txt"]},
+    }
+    given["data"]["class_names"] = "names.txt"
+    config = ExperimentConfig.model_validate(given)
+    found = with_absolute_paths(config)
+    data = found.data
+    assert (data.root, data.class_names) == (str(tmp_path / "images"), str(tmp_path / "names.txt"))
+    assert (data.train, data.test, data.validation) == ("train.txt", str(tmp_path / "test.txt"), "no.txt")
+    assert found.pretrain.initial == str(tmp_path / "backbone.safetensors")
+    assert found.sampling.lists == (str(tmp_path / "a.txt"), "s3://b/b.txt")
+    assert found.identity() == config.identity() and with_absolute_paths(found) == found
+    monkeypatch.chdir(tmp_path / "images")
+    files = dict(split_files(data.model_copy(update={"validation": None})))
+    assert files == {"train": str(tmp_path / "images/train.txt"), "test": str(tmp_path / "test.txt")}
+
+
+def test_folders_of_image_folder_stay_below_their_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    data = {"format": "image_folder", "root": ".", "train": "train", "test": "test"}
+    found = with_absolute_paths(ExperimentConfig.model_validate({"data": data})).data
+    assert (found.root, found.train, found.test) == (str(tmp_path), "train", "test")
 
 
 def test_locations_are_no_identity_and_all_else_is() -> None:

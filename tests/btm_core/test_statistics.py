@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from btm_core.errors import DataError
 from btm_core.metrics import recall_report
-from btm_core.statistics import class_differences, paired_differences, resampled_recall, spread
+from btm_core.statistics import (
+    Difference,
+    class_differences,
+    clearly_changed,
+    paired_differences,
+    resampled_recall,
+    sign_test,
+    spread,
+)
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
@@ -127,3 +136,39 @@ def test_what_was_resampled_once_serves_figures_and_classes() -> None:
     drawn = resampled_recall(y, np.stack([first, second]))
     assert paired_differences(y, first, second, drawn=drawn) == paired_differences(y, first, second)
     assert class_differences(y, first, second, drawn=drawn) == class_differences(y, first, second)
+
+
+def test_the_test_of_a_class_is_the_exact_binomial_one() -> None:
+    random = np.random.default_rng(2)
+    y = np.repeat(np.arange(40), np.arange(1, 41))
+    a, b = (np.where(random.random(len(y)) < share, y, (y + 1) % 40) for share in (0.4, 0.7))
+    for c, found in enumerate(sign_test(y, a, b)):
+        one, two = a[y == c] == c, b[y == c] == c
+        gained, lost = int((two & ~one).sum()), int((one & ~two).sum())
+        expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_clear_is_what_neither_the_interval_nor_the_test_takes_for_chance() -> None:
+    y = np.repeat(np.arange(4), [5, 6, 40, 40])
+    right = np.zeros(len(y), dtype=bool)
+    right[5:11] = True  # five and six images gained, of as many; then three and twelve of 40
+    right[:5] = True
+    right[11:14] = True
+    right[51:63] = True
+    none, some = np.full(len(y), -1), np.where(right, y, -1)
+    differences = class_differences(y, none, some)
+    assert [one.low > 0 for one in differences] == [True, True, False, True]
+    assert clearly_changed(y, none, some, differences).tolist() == [False, True, False, True]
+    wide = [Difference(one.mean, -1.0, 1.0) for one in differences]
+    assert not clearly_changed(y, none, some, wide).any()
+
+
+def test_of_classes_that_did_not_change_few_look_as_if() -> None:
+    """At most one in 20, either way, however few images they have; of the interval alone it is more than that."""
+    random = np.random.default_rng(3)
+    y = np.repeat(np.arange(2000), 8)
+    a, b = (np.where(random.random(len(y)) < 0.5, y, -1) for _ in range(2))
+    differences = class_differences(y, a, b)
+    alone = np.mean([one.low > 0 or one.high < 0 for one in differences])
+    assert clearly_changed(y, a, b, differences).mean() <= 0.05 < alone

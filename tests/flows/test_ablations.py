@@ -18,6 +18,7 @@ from btm_core.comparison import Row, comparison, comparison_html, comparison_mar
 from btm_core.config import load_experiment
 from btm_core.errors import ConfigError
 from btm_core.storage import Store
+from tasks.elsewhere import comparisons_elsewhere
 
 Undisturbed = tuple[Path, dict[str, Any]]
 
@@ -89,6 +90,44 @@ def test_interpolation_starts_and_ends_at_the_models_themselves(btm: Btm, undist
     assert paths["stage 1 to A"][0] == first["models"][0]["accuracy"]
     assert paths["stage 1 to A"][-1] == paths["A to B"][0]
     assert Path(document["report"].removeprefix("file://")).read_text().count("<svg") == 4
+    stage1 = first["models"][0]["artifact"]
+    assert stage1 in document["artifacts"] and document["curves"]["A to B"]["lambda"][1] == 0.1
+
+
+def test_the_report_of_a_run_links_what_else_looked_at_it(btm: Btm, undisturbed: Undisturbed) -> None:
+    """Repetitions of it, and the interpolation, whose curves it shows; other names, other images, other files not."""
+    folder, first = undisturbed
+    store = Store(str(folder / ".btm" / "store"))
+    comparisons = sorted(path.parent.name for path in (folder / ".btm/store/runs").glob("*/comparison.json"))
+    [last] = [name for name in comparisons if "interpolation" in name]
+    known = json.loads(store.read("runs", last, "comparison.json") or b"")
+    for name, changes in {"1": {"name": "other"}, "2": {"split_hash": "ab"}, "3": {"curves": {"A": 1}}}.items():
+        store.write(json.dumps(known | changes).encode(), "runs", f"9999{name}", "comparison.json")
+    store.write(b"{", "runs", "99994", "comparison.json")
+    done = btm("run", "digits-lt", "--json", *FAST, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["made_stages"] == []
+    page = Path(answer["report"].removeprefix("file://"))
+    found = json.loads(page.with_suffix(".json").read_text())["elsewhere"]
+    assert [row["run_id"] for row in found] == comparisons[::-1]
+    assert all((page.parent / row["page"]).resolve().is_file() for row in found)
+    drawn = [row for row in found if row["curves"]]
+    assert [(row["run_id"], row["same_stage_1"], row["curves"]) for row in drawn] == [(last, True, known["curves"])]
+    assert "H-mean of models between the two, A to B" in page.read_text(encoding="utf-8")
+    store.write(b"", "runs", "99995")  # a file where a folder is expected
+    row = first["models"][0]
+    assert comparisons_elsewhere(store, "", "digits-lt", row["split_hash"], ["pretrain/x"])[0]["same_stage_1"] is False
+
+
+def test_comparisons_that_cannot_be_read_fail_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "runs" / "r1" / "comparison.json").mkdir(parents=True)
+    (tmp_path / "runs" / "r1" / "comparison.json" / "x").touch()
+    assert comparisons_elsewhere(Store(str(tmp_path)), "r2", "a", "b", []) == []
+    (tmp_path / "runs" / "r3").mkdir()
+    (tmp_path / "runs" / "r3" / "comparison.json").symlink_to("comparison.json")
+    assert comparisons_elsewhere(Store(str(tmp_path)), "r2", "a", "b", []) == []
+    assert "links no comparisons" in caplog.text
 
 
 def test_interpolation_starts_where_btm_does(btm: Btm, undisturbed: Undisturbed) -> None:

@@ -1,6 +1,8 @@
 """`btm plan`: it says what a run would do, does none of it, and writes nothing."""
 
+import base64
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -95,6 +97,32 @@ def test_after_a_run_nothing_would_be_trained(btm: Btm, finished: Path) -> None:
     assert "Nothing would be trained, and nothing made" in done.stdout
     assert f"btm run digits-lt {FAST[0]}" in done.stdout
     assert listing(finished) == before
+
+
+def test_what_a_report_offers_to_run_again_is_all_there_from_any_folder(
+    btm: Btm, databases: Path, tmp_path: Path
+) -> None:
+    """Though the root was relative, a list was below it, and the other one and the names were in the working folder."""
+    work, other = tmp_path / "work", tmp_path / "other"
+    write_lists(write_digits(work / "images"))
+    shutil.copytree(databases, work / ".btm")
+    (work / "images" / "test.txt").rename(work / "test.txt")
+    (work / "names.txt").write_text("nought\none\ntwo\n")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(small_experiment(format="digits", test_per_class=6)))
+    paths = {"root": "images", "train": "train.txt", "test": "test.txt", "class_names": "names.txt"}
+    options = [f"--set=data.{key}={value}" for key, value in {"format": "list", **paths}.items()]
+    options += ["--set=sampling.num_subsets=1"]
+    done = btm("run", str(tmp_path / "own.yaml"), "--json", *options, cwd=work)
+    assert done.returncode == 0, done.stderr
+    page = Path(json.loads(done.stdout)["report"].removeprefix("file://")).read_text(encoding="utf-8")
+    link = re.search(r'download="own.yaml" href="data:text/yaml;base64,([^"]+)"', page)
+    assert link is not None
+    other.mkdir()
+    (other / "own.yaml").write_bytes(base64.b64decode(link[1]))
+    (other / "test.txt").write_text("elsewhere.png 0\n")  # another list of the same name
+    planned = btm("plan", "own.yaml", "--json", f"--store={work / '.btm' / 'store'}", cwd=other)
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["to_make"] == []
 
 
 def test_only_what_follows_a_change_is_to_be_made(btm: Btm, finished: Path, plan: Plan) -> None:

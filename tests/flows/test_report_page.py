@@ -23,7 +23,7 @@ from btm_core.metrics import recall_report
 from btm_core.pages.charts import interpolation_chart
 from btm_core.pages.report import render_html
 from btm_core.report import ModelResult, build_report
-from btm_core.side_by_side import Evaluated, side_by_side, side_by_side_html
+from btm_core.side_by_side import FIGURES, Evaluated, side_by_side, side_by_side_html
 
 pytestmark = needs_chromium
 
@@ -90,6 +90,50 @@ def faults(driver: WebDriver) -> list[str]:
         "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
     )
     return [*errors_of(driver), *requests, *accessibility_faults(driver)]
+
+
+def test_no_interval_is_shown_that_does_not_hold_its_estimate(many: tuple[Path, dict[str, Any]]) -> None:
+    """Of three images a class, the bootstrap of H-mean and G-mean is biased."""
+    path, report = many
+    page = path.read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    row = report["comparison"]["summary"]["h_mean"]
+    assert not row["low"] <= row["difference"] <= row["high"]
+    assert "BTM raised the H-mean from 0.4 to 0.8 % (+0.4 points, no interval: too few test images a class)" in page
+    assert "raised accuracy from 39.4 to 50.4 % (+11.0, 95 % interval +10.3 to +11.7)" in page
+    assert "too few test images a class to tell change from chance in the H-mean" in page
+    assert "explain what happened to the H-mean" not in page
+    wrong = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+    figures = page[page.index('id="figures"') : page.index('id="classes"')]
+    assert wrong not in figures and figures.count("<td>too few images</td>") == 2
+    assert "<title>H-mean: +0.4 (no interval: too few images)</title><circle" in figures  # a point, and no bar
+    assert figures.count('class="interval') == len(FIGURES) - 2
+
+
+def test_of_three_images_a_class_none_changed_clearly(many: tuple[Path, dict[str, Any]]) -> None:
+    path, report = many
+    assert any(low > 0 for low in report["classes"]["low"]) and not any(report["classes"]["clear"])
+    page = path.read_text(encoding="utf-8")
+    assert page.count("(0 clearly)") == 2
+    assert 'class="better"' not in page[page.index('id="classes"') : page.index('id="models"')]
+
+
+def test_few_classes_have_their_names_on_the_axis() -> None:
+    pages = {classes: render_html(build_report(**arrays(classes, 10))) for classes in (30, 31)}
+    chart = {classes: page[page.index('id="recall"') :].split("</svg>")[0] for classes, page in pages.items()}
+    assert [f">species {c}</text>" in chart[30] for c in range(4, 30)] == [True] * 26
+    assert "&lt;/script&gt;&lt;script&gt;…</text>" in chart[30]
+    assert ">species 7</text>" not in chart[31]
+    assert '<a href="#all">All classes</a> has the names' in pages[31]
+    assert all("Point at" not in page for page in pages.values())
+
+
+def test_the_page_says_how_many_bins_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import btm_core.pages.report
+
+    given = build_report(**arrays(5, 20))
+    assert f"{len(given['calibration']['final']['overall']['images'])} bins of equal width" in render_html(given)
+    monkeypatch.setattr(btm_core.pages.report, "BINS", 7)
+    assert "7 bins of equal width" in render_html(given)
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 1280), (False, 390)])
@@ -178,8 +222,10 @@ def test_classes_are_searched_sorted_and_filtered(table: Table, many: tuple[Path
     table.part("search").send_keys(" ")
     Select(table.part("group")).select_by_visible_text("medium")
     assert set(table.column(1)) == {"medium"} and f"{classes['group'].count('medium'):,} that match" in table.status
+    Select(table.part("change")).select_by_visible_text("worse")
+    assert len(table.column(6)) == 50 and all(text.startswith("-") for text in table.column(6))
     Select(table.part("change")).select_by_visible_text("clearly worse")
-    assert all(text.startswith("-") for text in table.column(6))
+    assert table.column(6) == []  # three images a class tell nothing
     Select(table.part("group")).select_by_visible_text("all")
     Select(table.part("change")).select_by_visible_text("all")
     table.head("train").find_element(By.TAG_NAME, "button").click()
@@ -188,6 +234,33 @@ def test_classes_are_searched_sorted_and_filtered(table: Table, many: tuple[Path
     assert table.column(2) == ["2"] * 50
     table.head("train").find_element(By.TAG_NAME, "button").click()
     assert table.head("train").get_attribute("aria-sort") == "descending" and table.column(2)[0] == "500"
+
+
+def test_classes_that_changed_clearly_are_those_of_the_document(browser: WebDriver, tmp_path: Path) -> None:
+    report = build_report(**arrays(60, 30))
+    (tmp_path / "report.html").write_text(render_html(report), encoding="utf-8")
+    browser.get((tmp_path / "report.html").as_uri())
+    found, better = Table(browser), report["comparison"]["summary"]["better"]
+    Select(found.part("change")).select_by_visible_text("clearly better")
+    clear = {row["name"] for row in better if row["clear"]}
+    assert 0 < len(clear) < len(better) and set(found.column(0)) == clear
+    coloured = "return [...document.querySelectorAll('.class-table td.better')].length"
+    assert browser.execute_script(coloured) == len(clear)
+
+
+def test_the_page_links_comparisons_and_draws_the_newest_curves() -> None:
+    given = arrays(5, 20)
+    curve = {"lambda": [0, 0.5, 1], "h_mean": [0.2, 0.4, 0.3], "g_mean": [0.3, 0.5, 0.4], "level": None}
+    links = [
+        {"run_id": f"r{n}", "title": "<b>Merging", "created": f"day {n}", "page": f"../r{n}/comparison.html",
+         "same_stage_1": n < 3, "curves": {"A to B": curve} if n == 2 else {}}
+        for n in (3, 2, 1)
+    ]  # fmt: skip
+    alone, page = (render_html(build_report(**given) | more) for more in ({}, {"elsewhere": links}))
+    assert 'id="elsewhere"' not in alone and "btm ablate interpolation" in alone
+    section = page[page.index('id="elsewhere"') : page.index('id="calibration"')]
+    assert [section.index(f'<a href="../r{n}/comparison.html">&lt;b&gt;Merging</a>, day {n}') for n in (3, 2, 1)]
+    assert section.count("from the same stage 1") == 2 and section.count("<svg") == 2
 
 
 def test_all_of_it_works_by_keyboard(table: Table) -> None:
