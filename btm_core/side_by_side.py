@@ -17,6 +17,7 @@ from btm_core.metrics import recall_report, shot_groups
 from btm_core.pages import interval, percent, points, render_page, signed
 from btm_core.pages.class_table import ClassTable
 from btm_core.statistics import Difference, class_differences, paired_differences, resampled_recall, worst_mean
+from btm_core.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -235,7 +236,7 @@ def pair_markdown(document: dict[str, Any], letter: str = "B", shown: int = 10) 
         lines.append(f"| {_text(row['name'])} | {images} | {' | '.join(cells(row))} |")
     if len(summary["worse"]) > shown:
         lines += ["", f"... and {len(summary['worse']) - shown:,} more that lost."]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", lines=True)
 
 
 def most_lost(document: dict[str, Any], count: int) -> list[dict[str, Any]]:
