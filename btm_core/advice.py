@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 
 from btm_core.data.glimpse import Glimpse
+from btm_core.text import printable
 
 __all__ = ["GOALS", "Choice", "Seen", "Start", "advise", "experiment_yaml"]
 
@@ -310,8 +311,7 @@ def experiment_yaml(head: Sequence[str], name: str, data: Mapping[str, Any], cho
 
 def _comment(text: str, indent: int) -> list[str]:
     start = "  " * indent + "# "
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text)  # names are anybody's
-    return textwrap.wrap(plain, WIDTH, initial_indent=start, subsequent_indent=start)
+    return textwrap.wrap(printable(text), WIDTH, initial_indent=start, subsequent_indent=start)
 
 
 def _scalar(value: Any) -> str:

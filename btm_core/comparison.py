@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from btm_core.pages import page_environment, reliable
 from btm_core.statistics import spread
+from btm_core.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -77,7 +78,7 @@ def comparison_markdown(document: dict[str, Any]) -> str:
         ]
         lines.append(f"{difference['second']} minus {difference['first']}, 95 % over test images: {'; '.join(parts)}.")
     lines += [f"**Warning:** {warning}." for warning in document.get("warnings", [])]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", lines=True)
 
 
 def _table(part: dict[str, Any]) -> list[str]:

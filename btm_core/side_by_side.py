@@ -24,6 +24,7 @@ from btm_core.statistics import (
     resampled_recall,
     worst_mean,
 )
+from btm_core.text import printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -248,7 +249,7 @@ def pair_markdown(document: dict[str, Any], letter: str = "B", shown: int = 10) 
         lines.append(f"| {_text(row['name'])} | {images} | {' | '.join(cells(row))} |")
     if len(summary["worse"]) > shown:
         lines += ["", f"... and {len(summary['worse']) - shown:,} more that lost."]
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", lines=True)
 
 
 def most_lost(document: dict[str, Any], count: int) -> list[dict[str, Any]]:

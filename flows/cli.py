@@ -26,6 +26,7 @@ from flows.promote_command import promote, register
 from flows.run_command import ablate, run
 from flows.stack.commands import down, status, up
 from flows.store.commands import store_app
+from flows.terminal import ready, say_error
 
 __all__ = ["app", "main"]
 
@@ -65,20 +66,21 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line: errors that the user can mend become one message and exit code 2."""
+    ready()
     try:
         app(standalone_mode=True)
     except BTMError as error:
-        print(f"btm: {without_credentials(str(error))}", file=sys.stderr)
+        say_error(without_credentials(str(error)))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("btm: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        say_error("interrupted; the same command goes on where it stopped")
         sys.exit(130)
     except Exception as error:
         from tasks.engines.pool import WorkerError
 
         if not isinstance(error, WorkerError):
             raise
-        print(f"btm: {without_credentials(str(error))}\nThe same command goes on where it stopped.", file=sys.stderr)
+        say_error(f"{without_credentials(str(error))}\nThe same command goes on where it stopped.")
         sys.exit(1)
     sys.exit(0)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from btm_core.errors import ConfigError, DataError
-from flows.options import Device, Json, Overrides, StoreUrl
+from flows.options import DataOf, Device, Json, Overrides, StoreUrl
 
 if TYPE_CHECKING:
     from btm_core.storage.folder import Folder
@@ -29,9 +29,7 @@ def compare(
             "checkpoints (.safetensors).",
         ),
     ],
-    data: Annotated[
-        str | None, typer.Option(metavar="PRESET|FILE", help="Evaluate all on the test split of this experiment.")
-    ] = None,
+    data: DataOf = None,
     overrides: Overrides = None,
     store: StoreUrl = None,
     output: Annotated[
@@ -45,21 +43,16 @@ def compare(
     What a run or a registered version predicted is known; a checkpoint is evaluated, on the data of --data or else of
     the first run named.
     """
-    from btm_core.config import load_experiment
     from btm_core.side_by_side import side_by_side
     from flows.progress import show_progress
-    from flows.start import log_to_stderr, results_alone_on_stdout
+    from flows.start import log_to_stderr, named_by_data, results_alone_on_stdout, settings_of
     from tasks.named_models import evaluated
-    from tasks.settings import runtime_settings
 
     if len(models) < 2:
         raise ConfigError("name at least two models to compare")
-    if overrides and data is None:
-        raise ConfigError("--set changes the experiment of --data, and none is named: add --data PRESET|FILE")
+    experiment = named_by_data(data, overrides or ())
     log_to_stderr(verbose=False)
-    flags = {"store": store, "device": device}
-    settings = runtime_settings({name: value for name, value in flags.items() if value is not None})
-    experiment = load_experiment(data, overrides or ()) if data is not None else None
+    settings = settings_of({"store": store, "device": device})
     with show_progress("look up the models"), results_alone_on_stdout():
         found = evaluated(models, settings, experiment)
         try:

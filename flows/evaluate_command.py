@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from btm_core.errors import ConfigError
-from flows.options import Device, Json, Overrides, StoreUrl
+from flows.options import DataOf, Device, Json, Overrides, StoreUrl
 
 if TYPE_CHECKING:
     from btm_core.side_by_side import Evaluated
@@ -23,9 +22,7 @@ def evaluate(
             "checkpoint (.safetensors).",
         ),
     ],
-    data: Annotated[
-        str | None, typer.Option(metavar="PRESET|FILE", help="Evaluate it on the test split of this experiment.")
-    ] = None,
+    data: DataOf = None,
     overrides: Overrides = None,
     lowest: Annotated[int, typer.Option(min=0, help="So many of the lowest classes are told.")] = 10,
     store: StoreUrl = None,
@@ -36,18 +33,13 @@ def evaluate(
 
     What a run or a registered version predicted is known; a checkpoint is evaluated, on the data of --data.
     """
-    from btm_core.config import load_experiment
     from flows.progress import show_progress
-    from flows.start import log_to_stderr, results_alone_on_stdout
+    from flows.start import log_to_stderr, named_by_data, results_alone_on_stdout, settings_of
     from tasks.named_models import evaluated
-    from tasks.settings import runtime_settings
 
-    if overrides and data is None:
-        raise ConfigError("--set changes the experiment of --data, and none is named")
+    experiment = named_by_data(data, overrides or ())
     log_to_stderr(verbose=False)
-    flags = {"store": store, "device": device}
-    settings = runtime_settings({name: value for name, value in flags.items() if value is not None})
-    experiment = load_experiment(data, overrides or ()) if data is not None else None
+    settings = settings_of({"store": store, "device": device})
     with show_progress("look up the model"), results_alone_on_stdout():
         [found] = evaluated([model], settings, experiment)
     document = _document(found, lowest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from btm_core.errors import BTMError, CheckpointError, ConfigError
+from btm_core.errors import BTMError, CheckpointError
 from flows.options import Json, Overrides
 
 if TYPE_CHECKING:
@@ -50,15 +50,13 @@ def import_checkpoint(
     No code in it is run, and a part that does not fit is an error. With --data it is evaluated on some test images.
     """
     from btm_core import importing
-    from btm_core.config import load_experiment
     from btm_core.data import scan
+    from flows.start import named_by_data
 
-    if overrides and data is None:
-        raise ConfigError("--set changes the experiment of --data, and none is named: add --data PRESET|FILE")
+    experiment = named_by_data(data, overrides or ())
     imported = importing.import_checkpoint(
         source, family=family, backbone=backbone, backbone_only=backbone_only, ema=ema, drop=drop or ()
     )
-    experiment = load_experiment(data, overrides or ()) if data is not None else None
     catalog = scan(experiment.data) if experiment is not None else None
     order = _order(imported, catalog, classes, sorted_by_count)
     tensors = dict(imported.tensors)
@@ -215,26 +213,28 @@ def _document(imported: "Imported", output: Path, result: "Probe | None") -> dic
 
 
 def _print(imported: "Imported", output: Path, result: "Probe | None", reordered: bool) -> None:
+    from flows.terminal import say
+
     kind = f"{imported.num_classes} classes" if imported.num_classes is not None else "no head"
-    print(f"{imported.family}: {imported.backbone}, {kind}")
+    say(f"{imported.family}: {imported.backbone}, {kind}")
     for group, count in imported.groups().items():
-        print(f"  mapped   {group}.*  {count} tensors")
+        say(f"  mapped   {group}.*  {count} tensors")
     reasons: dict[str, int] = {}
     for reason in imported.dropped.values():
         reasons[reason] = reasons.get(reason, 0) + 1
     for reason, count in reasons.items():
-        print(f"  dropped  {count} tensors: {reason}")
-    print("  missing  nothing")
+        say(f"  dropped  {count} tensors: {reason}")
+    say("  missing  nothing")
     for note in [*imported.notes, *(["the head's rows were put into the data set's order"] if reordered else [])]:
-        print(f"  note     {note}")
+        say(f"  note     {note}")
     if result is not None:
-        print(
+        say(
             f"  probe    {result.images} test images: accuracy {100 * result.accuracy:.1f} %, "
             f"H-mean {100 * result.h_mean:.1f} %"
         )
         for warning in result.warnings:
-            print(f"  WARNING  {warning}")
+            say(f"  WARNING  {warning}")
     elif imported.num_classes is not None:
-        print("  probe    none: give --data to prove it on test images")
+        say("  probe    none: give --data to prove it on test images")
     key = "pretrain.checkpoint" if imported.num_classes is not None else "pretrain.initial"
-    print(f"{output}\nUse it: btm run ... --set {key}={output}")
+    say(f"{output}\nUse it: btm run ... --set {key}={output}")

@@ -1,6 +1,7 @@
 """`btm init`: a look at the data, three questions at most, and a commented experiment that runs."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -96,20 +97,26 @@ def _checked(output: Path, goal: str, backbone: str | None, force: bool) -> "Goa
 
 
 def _print(document: dict[str, Any]) -> None:
-    from flows.printing import as_typed
+    from flows.terminal import say, say_next
+    from flows.typed import as_typed
 
-    print(
+    say(
         f"{document['train_images']:,} training and {document['test_images']:,} test images in "
         f"{document['classes']:,} classes, {document['largest']:,} to {document['smallest']:,} training images a class."
     )
     for key in ("model.backbone", "data.input.size", "pretrain.epochs", "sampling.num_subsets", "sampling.shots"):
         if key in document["choices"]:
-            print(f"  {key:<22} {document['choices'][key]}")
+            say(f"  {key:<22} {document['choices'][key]}")
     if document["unreadable_in_sample"]:
-        print(f"{document['unreadable_in_sample']} of the images looked at cannot be decoded: btm data inspect tells.")
+        say(f"{document['unreadable_in_sample']} of the images looked at cannot be decoded: btm data inspect tells.")
     for file in [*document["lists"], document["file"]]:
-        print(f"Wrote {file}")
-    print("\nWhat to type next:")
-    print(f"  {as_typed('btm')} data inspect {document['file']}   # copies, unreadable images, suspicious labels")
-    print(f"  {as_typed('btm')} plan {document['file']}           # what a run will do, and how long it takes")
-    print(f"  {as_typed('btm')} run {document['file']}")
+        say(f"Wrote {file}")
+    say()
+    btm, file = as_typed("btm"), shlex.quote(document["file"])
+    say_next(
+        [
+            (f"{btm} data inspect {file}", "copies, unreadable images, suspicious labels"),
+            (f"{btm} plan {file}", "what a run will do, and how long it takes"),
+            (f"{btm} run {file}", ""),
+        ]
+    )

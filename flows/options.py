@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Device", "Engine", "Experiment", "Json", "Overrides", "StoreUrl", "Verbose", "Workers"]
+__all__ = ["DataOf", "Device", "Engine", "Experiment", "Json", "Overrides", "StoreUrl", "Verbose", "Workers"]
 
 
 def _presets(incomplete: str) -> list[str]:
@@ -19,6 +19,9 @@ Experiment = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the configuration; may be repeated.")
+]
+DataOf = Annotated[
+    str | None, typer.Option("--data", metavar="PRESET|FILE", help="Evaluate on the test split of this experiment.")
 ]
 StoreUrl = Annotated[str | None, typer.Option("--store", help="Artifact store: a folder, file:// or s3:// URL.")]
 Engine = Annotated[str | None, typer.Option(help="Where stages run: local, ray or workpool.")]

@@ -1,14 +1,14 @@
 """What a run prints on standard output: tables, and what to type next."""
 
+import math
 import shlex
-import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.terminal import say, say_next, table
+from flows.typed import Typed, as_typed
+
 __all__ = [
-    "as_typed",
     "print_comparison",
     "print_decision",
     "print_evaluation",
@@ -18,75 +18,76 @@ __all__ = [
     "print_version",
 ]
 
+FLOOR_STEP = 0.05
 
-def print_result(result: dict[str, Any], command: str) -> None:
-    """Print every model's figures, where things are, and what to type next; `command` is what was typed."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
 
-    title = f"{result['name']}, seed {result['seed']}: every model on the way"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("model", no_wrap=True)
-    for heading in ("H-mean", "G-mean", "lowest", "acc.", "many", "medium", "few", "zero"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def print_result(result: dict[str, Any], typed: Typed, floor: float | None = None) -> None:
+    """Print every model's figures, where things are, and what to type next; `floor` is that of the experiment."""
+    names = ("H-mean>", "G-mean>", "lowest>", "acc.>", "many>", "medium>", "few>", "zero>")
+    rows = []
     for row in result["models"]:
         figures = [row[key] for key in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")]
         cells = ["n/a" if value is None else f"{100 * value:.1f}" for value in figures]
-        style = "bold" if row["stage"] == "post_train" else ""
-        table.add_row(row["name"], *cells, str(row["zero_recall_classes"]), style=style)
-    Console(width=max(80, Console().width)).print(table)
-    print("Test split, percent. lowest: lowest recall; zero: classes with zero recall.\n")
+        rows.append([row["name"], *cells, str(row["zero_recall_classes"])])
+    styles = ["bold" if row["stage"] == "post_train" else "" for row in result["models"]]
+    title = f"{result['name']}, seed {result['seed']}: every model on the way"
+    table(title, ("model", *names), rows, styles=styles)
+    say("Test split, percent. lowest: lowest recall; zero: classes with zero recall.\n")
     for row in result["lost_ingredients"]:
         lines = row["reason"].splitlines()
         reason = lines[0] if len(lines) == 1 else f"{lines[0]} ... {lines[-1].strip()}"  # the report has all of it
-        print(f"LOST: the ingredient of subset {row['subset']:02d}: {reason}")
+        say(f"LOST: the ingredient of subset {row['subset']:02d}: {reason}")
     if result["lost_ingredients"]:
-        print("The soup is made of the others (finetune.quorum); running again trains what was lost.\n")
+        say("The soup is made of the others (finetune.quorum); running again trains what was lost.\n")
     trained = ", ".join(result["trained_stages"])
-    print(f"Trained: {trained}." if trained else "Nothing was trained: every model was found in the store.")
-    print(f"Took {result['seconds']:.0f} s.\n")
-    print(f"Report       {result['report']}")
-    print(f"Final model  {result['final_model']}")
-    print(f"MLflow       {result['tracking']['uri']} (run {result['tracking']['run_id']})\n")
-    print("What to type next:")
-    print(f"  {command} --set seed={result['seed'] + 1}                # another seed; the data are not prepared again")
-    print(f"  {command} --set post_train.epochs=20  # only what follows the change is done again")
-    print(f"  {as_typed('btm')} promote {result['run_id']}   # the model in use, if its worst classes are good enough")
+    say(f"Trained: {trained}." if trained else "Nothing was trained: every model was found in the store.")
+    say(f"Took {result['seconds']:.0f} s.\n")
+    say(f"Report       {result['report']}")
+    say(f"Final model  {result['final_model']}")
+    say(f"MLflow       {result['tracking']['uri']} (run {result['tracking']['run_id']})\n")
+    steps = [
+        (typed.line("run", f"seed={result['seed'] + 1}"), "another seed; the data are not prepared again"),
+        (typed.line("run", "post_train.epochs=20"), "only what follows the change is done again"),
+        _promote(result["run_id"], result["models"][-1]["lowest_recall"], floor),
+    ]
     if result["tracking"]["uri"].startswith("sqlite"):
-        print(f"  {as_typed('mlflow')} ui --backend-store-uri {result['tracking']['uri']}")
-    print(f"  {as_typed('btm')} presets   # other experiments; README.md tells how to run your own data")
+        ui = f"{as_typed('mlflow')} ui --backend-store-uri {shlex.quote(result['tracking']['uri'])}"
+        steps.append((ui, "every figure and file of the run"))
+    say_next([*steps, (f"{as_typed('btm')} presets", "other experiments; docs/own-data.md: your own images")])
+
+
+def _promote(run_id: str, lowest: float, floor: float | None, option: str = "") -> tuple[str, str]:
+    """Return the command that has the gate judge a run's model, and what it is for.
+
+    The first model of all is refused without a floor: that of the experiment, or half of its own lowest recall.
+    """
+    command = f"{as_typed('btm')} promote {run_id}{option}"
+    if floor is not None:
+        return command, "the model in use, if its worst classes are good enough"
+    half = math.floor(lowest / 2 / FLOOR_STEP + 1e-9) * FLOOR_STEP
+    return f"{command} --set promotion.lowest_recall={half:.2g}", "the model in use; the first one needs a floor"
 
 
 def print_comparison(document: dict[str, Any]) -> None:
     """Print a comparison's table, its warnings and differences, and where the report is."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from btm_core.comparison import FIGURES, cell
 
-    table = Table(title=document["title"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in document["rows"][0]["labels"]:
-        table.add_column(column, no_wrap=True)
     short = {"Lowest recall": "lowest", "Accuracy": "acc.", "Zero-recall classes": "zero"}
-    for heading in FIGURES.values():
-        table.add_column(short.get(heading, heading), justify="right", no_wrap=True)
-    for row in document["rows"]:
-        table.add_row(*row["labels"].values(), *(cell(name, row["summary"][name]) for name in FIGURES))
-    Console(width=max(130, Console().width)).print(table)
+    headings = [*document["rows"][0]["labels"], *(f"{short.get(name, name)}>" for name in FIGURES.values())]
+    rows = [[*row["labels"].values(), *(cell(key, row["summary"][key]) for key in FIGURES)] for row in document["rows"]]
+    table(document["title"], headings, rows)
     seeds = ", ".join(map(str, document["seeds"]))
-    print(f"{document['split'].capitalize()} split, percent; seeds {seeds}. ± is the standard deviation over runs.")
+    say(f"{document['split'].capitalize()} split, percent; seeds {seeds}. ± is the standard deviation over runs.")
     for difference in document["differences"]:
         value = difference["figures"]["h_mean"]
-        print(
+        say(
             f"H-mean of {difference['second']} minus {difference['first']}: {100 * value['mean']:+.1f} points, "
             f"{100 * value['low']:+.1f} to {100 * value['high']:+.1f} over resampled test images (95 %)"
         )
     for warning in document["warnings"]:
-        print(f"Warning: {warning}")
-    print(f"\nReport       {document['report']}")
-    print(f"Markdown     {document['markdown']}")
+        say(f"Warning: {warning}")
+    say(f"\nReport       {document['report']}")
+    say(f"Markdown     {document['markdown']}")
 
 
 def print_decision(document: dict[str, Any]) -> None:
@@ -100,47 +101,42 @@ def print_decision(document: dict[str, Any]) -> None:
     }
     unchanged = document["decision"] == "promoted" and not document["checks"]
     if unchanged:
-        print(f"NOTHING TO DO: {document['reasons'][0]}.")
+        say(f"NOTHING TO DO: {document['reasons'][0]}.")
         return
-    print(told[document["decision"]])
+    say(told[document["decision"]])
     before = document["champion_before"]
-    print(f"Champion before: version {before['version']}, run {before['run_id']}." if before else "It had no champion.")
+    say(f"Champion before: version {before['version']}, run {before['run_id']}." if before else "It had no champion.")
     if document["checks"]:
-        print()
+        say()
         for check in document["checks"]:
-            print(f"  {'passed' if check['passed'] else 'FAILED'}  {check['rule']}: {check['text']}")
+            say(f"  {'passed' if check['passed'] else 'FAILED'}  {check['rule']}: {check['text']}")
     else:
-        print(*(f"  {reason}" for reason in document["reasons"]), sep="\n")
-    print(f"\nReport       {document['report']}")
+        say("\n".join(f"  {reason}" for reason in document["reasons"]))
+    say(f"\nReport       {document['report']}")
     if document["decision"] in ("promoted", "forced", "rolled_back"):
-        print("\nWhat to type next:")
-        print(f"  {_serve(f'models:/{name}@champion', document['mlflow'])}")
+        steps = [(_serve(f"models:/{name}@champion", document["mlflow"]), "answers requests")]
         if before:
-            again = f"--rollback --model {shlex.quote(name)}   # version {before['version']} again"
-            print(f"  {as_typed('btm')} promote {again}")
+            again = f"{as_typed('btm')} promote --rollback --model {shlex.quote(name)}"
+            steps.append((again, f"version {before['version']} again"))
+        say()
+        say_next(steps)
 
 
 def print_standing(document: dict[str, Any]) -> None:
     """Print the versions of a registered model, and which is in use."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=document["model"], box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("version", "alias", "run", "last decision", "reasons"):
-        table.add_column(column, no_wrap=column != "reasons")
+    rows = []
     for row in document["versions"]:
         cells = [row["version"], row["alias"] or "", row["run_id"] or "", row["decision"] or ""]
-        table.add_row(*cells, "; ".join(row["reasons"]) if row["decision"] == "refused" else "")
-    Console(width=max(100, Console().width)).print(table)
+        rows.append([*cells, "; ".join(row["reasons"]) if row["decision"] == "refused" else ""])
+    table(document["model"], ("version>", "alias", "run", "last decision", "reasons"), rows)
 
 
-def print_version(document: dict[str, Any]) -> None:
-    """Print a version that was registered, and what can be done with it."""
-    print(f"Registered   {document['uri']} (run {document['run_id']})")
-    print("\nWhat to type next:")
-    print(f"  {_serve(document['uri'], document['mlflow'])}")
-    print(f"  {as_typed('btm')} promote {document['run_id']} --model {shlex.quote(document['model'])}")
+def print_version(document: dict[str, Any], lowest: float, floor: float | None) -> None:
+    """Print a version that was registered, of that lowest recall, and what can be done with it."""
+    say(f"Registered   {document['uri']} (run {document['run_id']})")
+    say()
+    promote = _promote(document["run_id"], lowest, floor, f" --model {shlex.quote(document['model'])}")
+    say_next([(_serve(document["uri"], document["mlflow"]), "answers requests"), promote])
 
 
 def print_evaluation(document: dict[str, Any]) -> None:
@@ -148,10 +144,10 @@ def print_evaluation(document: dict[str, Any]) -> None:
     from btm_core.pages import percent
     from btm_core.side_by_side import FIGURES
 
-    print(f"{document['name']}  ({document['kind']})\n")
+    say(f"{document['name']}  ({document['kind']})\n")
     rows = [[heading, percent(document[name])] for name, heading in FIGURES.items() if document.get(name) is not None]
     rows.append(["Zero-recall classes", f"{document['zero_recall_classes']} of {len(document['classes']['name']):,}"])
-    _print_table("", ("figure", "%"), rows)
+    table("", ("figure", "%>"), rows)
     if document["lowest_classes"]:
         lowest = [
             [
@@ -163,9 +159,9 @@ def print_evaluation(document: dict[str, Any]) -> None:
             ]
             for row in document["lowest_classes"]
         ]
-        _print_table("Lowest classes", ("class", "recall", "training images", "test images", "taken for"), lowest)
+        table("Lowest classes", ("class", "recall>", "training images>", "test images>", "taken for"), lowest)
     split, digest = document["split"], document["split_hash"][:12]
-    print(f"{split.capitalize()} split ({digest}): {document['images']:,} images; recall and means in percent.")
+    say(f"{split.capitalize()} split ({digest}): {document['images']:,} images; recall and means in percent.")
 
 
 def print_side_by_side(document: dict[str, Any], lost: int) -> None:
@@ -175,16 +171,16 @@ def print_side_by_side(document: dict[str, Any], lost: int) -> None:
     a, lettered = document["a"], dict(zip(LETTERS, [document, *document["others"]], strict=False))
     for letter, model in {"A": a, **{letter: pair["b"] for letter, pair in lettered.items()}}.items():
         typed = f", {model['spec']}" if model["spec"] != model["name"] else ""
-        print(f"{letter}  {model['name']}  ({model['kind']}{typed})")
+        say(f"{letter}  {model['name']}  ({model['kind']}{typed})")
     for letter, pair in lettered.items():
-        print()
+        say()
         _print_figures(pair, letter)
-        print("\n".join([changes(pair, letter), *cautions(pair)]) + "\n")
+        say("\n".join([changes(pair, letter), *cautions(pair)]) + "\n")
         if pair["summary"]["worse"]:
             _print_lost(pair, letter, lost)
-    print(f"{a['split'].capitalize()} split ({a['split_hash'][:12]}), percent; 95 % intervals over its images.")
-    print(f"\nReport       {document['report']}")
-    print(f"Markdown     {document['markdown']}")
+    say(f"{a['split'].capitalize()} split ({a['split_hash'][:12]}), percent; 95 % intervals over its images.")
+    say(f"\nReport       {document['report']}")
+    say(f"Markdown     {document['markdown']}")
 
 
 def _print_figures(pair: dict[str, Any], letter: str) -> None:
@@ -195,7 +191,7 @@ def _print_figures(pair: dict[str, Any], letter: str) -> None:
     rows = [[heading, *cells(summary[name])] for name, heading in FIGURES.items() if name in summary]
     a, b = (pair[side]["zero_recall_classes"] for side in ("a", "b"))
     rows.append(["Zero-recall classes", str(a), str(b), signed(b - a), ""])
-    _print_table(f"{letter} against A", ("figure", "A", letter, f"{letter} - A", "95 % interval"), rows)
+    table(f"{letter} against A", ("figure", "A>", f"{letter}>", f"{letter} - A>", "95 % interval>"), rows)
 
 
 def _print_lost(pair: dict[str, Any], letter: str, most: int) -> None:
@@ -204,25 +200,10 @@ def _print_lost(pair: dict[str, Any], letter: str, most: int) -> None:
     rows = [
         [row["name"], str(row["train_images"]), str(row["test_images"]), *cells(row)] for row in most_lost(pair, most)
     ]
-    headings = ("class", "training images", "test images", "A", letter, f"{letter} - A", "95 % interval")
-    _print_table("Classes that lost most", headings, rows)
+    headings = ("class", "training images>", "test images>", "A>", f"{letter}>", f"{letter} - A>", "95 % interval>")
+    table("Classes that lost most", headings, rows)
     if len(pair["summary"]["worse"]) > most:
-        print(f"... and {len(pair['summary']['worse']) - most:,} more that lost: see the report.\n")
-
-
-def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: names on the left, numbers on the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=bool(number))
-    for row in rows:
-        table.add_row(*map(escape, row))
-    Console(width=max(100, Console().width)).print(table)
+        say(f"... and {len(pair['summary']['worse']) - most:,} more that lost: see the report.\n")
 
 
 def _serve(model: str, tracking: str) -> str:
@@ -231,12 +212,3 @@ def _serve(model: str, tracking: str) -> str:
     path = "" if mlflow == "mlflow" else f"PATH={Path(mlflow).parent}:$PATH "
     database = f"MLFLOW_TRACKING_URI={tracking} " if tracking.startswith("sqlite:") else ""
     return f"{path}{database}mlflow models serve -m {shlex.quote(model)} --env-manager local"
-
-
-def as_typed(command: str) -> str:
-    """Return what a user has to type for a command of this environment: its name alone if the environment is active."""
-    own = Path(sys.executable).with_name(command)
-    found = shutil.which(command)
-    if found and Path(found) == own:
-        return command
-    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)

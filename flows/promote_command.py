@@ -104,7 +104,8 @@ def register(
     version = registering.register(registry, run, extras or ())
     document = {"model": registry.name, **version.to_json(), "uri": f"models:/{registry.name}/{version.number}"}
     document["mlflow"] = without_credentials(registry.uri)
-    _answer(document, as_json, print_version)
+    floor = run.experiment.promotion.lowest_recall
+    _answer(document, as_json, lambda told: print_version(told, run.final["lowest_recall"], floor))
 
 
 def _answer(document: dict[str, Any], as_json: bool, show: Any) -> None:

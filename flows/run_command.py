@@ -1,12 +1,12 @@
 """`btm run` and `btm ablate`: a run of the algorithm, or many of them."""
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from btm_core.errors import ConfigError
+from btm_core.text import did_you_mean
 from flows.options import Device, Engine, Experiment, Json, Overrides, StoreUrl, Verbose, Workers
 
 if TYPE_CHECKING:
@@ -33,15 +33,18 @@ def run(
 
     What the store already holds is not done again; an interrupted run goes on where it stopped.
     """
-    from flows.printing import as_typed, print_comparison, print_result
+    from flows.printing import print_comparison, print_result
     from flows.start import run_flow
+    from flows.typed import Typed
 
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}
+    floors: list[float | None] = []
 
     def call(config: "ExperimentConfig", settings: "RuntimeSettings", run_id: str) -> dict[str, Any]:
         from flows.ablations import repeat
         from flows.btm import btm
 
+        floors.append(config.promotion.lowest_recall)
         return btm(config, settings, run_id) if repeats == 1 else repeat(config, settings, run_id, repeats)
 
     result = run_flow("" if repeats == 1 else "repeat", experiment, overrides or (), flags, verbose, call)
@@ -50,9 +53,7 @@ def run(
     elif repeats > 1:
         print_comparison(result)
     else:
-        options = [*(f"--set={override}" for override in overrides or ())]
-        options += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-        print_result(result, shlex.join([as_typed("btm"), "run", experiment, *options]))
+        print_result(result, Typed(experiment, overrides or (), flags), floors[0])
 
 
 def ablate(
@@ -72,7 +73,8 @@ def ablate(
     from flows.start import run_flow
 
     if name not in ABLATION_NAMES:
-        raise ConfigError(f"{name!r} is no ablation; known are {', '.join(ABLATION_NAMES)}")
+        near = did_you_mean(name, ABLATION_NAMES)
+        raise ConfigError(f"{name!r} is no ablation; known are {', '.join(ABLATION_NAMES)}{near}")
     if name == "interpolation" and repeats > 1:
         raise ConfigError("interpolation draws one run's curves; choose another with --set seed=N, not --repeats")
     flags = {"store": store, "engine": engine, "workers": workers, "device": device}

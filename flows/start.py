@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from btm_core.config import ExperimentConfig
+from btm_core.errors import ConfigError
+from flows.terminal import Formatter
 from tasks.imports import importing
 from tasks.settings import RuntimeSettings, runtime_settings
 
-__all__ = ["log_to_stderr", "prefect_ready", "results_alone_on_stdout", "run_flow", "settings_of"]
+__all__ = ["log_to_stderr", "named_by_data", "prefect_ready", "results_alone_on_stdout", "run_flow", "settings_of"]
 
 
 def run_flow(
@@ -49,6 +51,17 @@ def run_flow(
         from flows.flow_run import new_run_id  # imports Prefect
 
         return call(config, settings, new_run_id("-".join(filter(None, [config.name, name]))))
+
+
+def named_by_data(data: str | None, overrides: Sequence[str]) -> ExperimentConfig | None:
+    """Return the experiment that --data names, with --set on top; None if none is named. Raises ConfigError."""
+    from btm_core.config import load_experiment
+
+    if data is not None:
+        return load_experiment(data, overrides)
+    if overrides:
+        raise ConfigError("--set changes the experiment of --data, and none is named: add --data PRESET|FILE")
+    return None
 
 
 def settings_of(flags: dict[str, Any]) -> RuntimeSettings:
@@ -101,7 +114,7 @@ def log_to_stderr(verbose: bool) -> None:
     import logging
 
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("btm: %(message)s"))
+    handler.setFormatter(Formatter("btm: %(message)s"))
     handler.addFilter(lambda record: verbose or record.name != "tasks.engines.output")
     for name in ("btm_core", "tasks"):
         logger = logging.getLogger(name)

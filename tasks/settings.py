@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from btm_core.errors import ConfigError
+from btm_core.text import choices_in, did_you_mean
 from btm_core.urls import Location, without_credentials
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 __all__ = ["RuntimeSettings", "runtime_settings"]
 
@@ -126,11 +130,18 @@ def runtime_settings(flags: dict[str, Any]) -> RuntimeSettings:
     try:
         return RuntimeSettings(**flags)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{problem['loc'][0]}: {problem['msg']}, found {without_credentials(repr(problem['input']))}"
-            for problem in error.errors()
-        )
-        raise ConfigError(f"runtime settings (flags, or environment variables BTM_*): {problems}") from None
+        problems = "; ".join(_told(problem, flags) for problem in error.errors())
+        raise ConfigError(f"runtime settings: {problems}") from None
+
+
+def _told(problem: "ErrorDetails", flags: dict[str, Any]) -> str:
+    """Return a fault of one setting: where it was given, expected, found, and what is nearest."""
+    name, given = str(problem["loc"][0]), problem["input"]
+    variable = f"BTM_{name.upper()}"
+    where = f"--{name} (or {variable})" if name in flags else variable
+    choices = choices_in(problem.get("ctx", {}))
+    wanted = f"expected {problem['ctx']['expected']}" if choices else problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{where}: {wanted}, found {without_credentials(repr(given))}{did_you_mean(str(given), choices)}"
 
 
 def visible_gpus() -> int:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from btm_core.config.schema import ExperimentConfig
 from btm_core.errors import ConfigError
+from btm_core.text import choices_in, did_you_mean
 from btm_core.urls import without_credentials
 
 __all__ = ["load_experiment", "preset_behind", "preset_names", "preset_text", "with_absolute_paths", "with_overrides"]
@@ -266,8 +267,11 @@ def _explain(error: ValidationError, where: str) -> str:
         elif problem["type"] in EXPECTED:
             lines.append(f"{key}: expected {EXPECTED[problem['type']]}, found {_shown(problem['input'])}")
         else:
-            found = _shown(problem["input"])
-            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {found}")
+            found, near = (
+                _shown(problem["input"]),
+                did_you_mean(str(problem["input"]), choices_in(problem.get("ctx", {}))),
+            )
+            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {found}{near}")
     return f"{where}: " + "; ".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import typer
 
 from btm_core.errors import ConfigError, DataError
 from flows.options import Experiment, Json, Overrides
+from flows.terminal import say_error
 
 if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
@@ -116,7 +116,7 @@ def _experiment(target: str, overrides: list[str]) -> tuple["ExperimentConfig", 
     except DataError as error:
         close = difflib.get_close_matches(target, preset_names(), n=1)
         raise DataError(f"{error}\nDid you mean the preset {close[0]!r}?" if close else str(error)) from None
-    print(f"btm: {target} is {found.saw}", file=sys.stderr)
+    say_error(f"{target} is {found.saw}")
     return with_overrides(experiment, overrides) if overrides else experiment, found.unsplit
 
 

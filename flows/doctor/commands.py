@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flows.options import Engine, Json, StoreUrl
+from flows.terminal import Cell, say, table
 
 if TYPE_CHECKING:
     from flows.doctor.checks import Check
@@ -34,21 +35,15 @@ def doctor(
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=1))
     else:
         _print(checks)
-        print(f"Failed: {', '.join(failed)}." if failed else "Nothing failed.")
+        say(f"Failed: {', '.join(failed)}." if failed else "Nothing failed.")
     raise typer.Exit(1 if failed else 0)
 
 
 def _print(checks: "list[Check]") -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     colours = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("", "what", "found"):
-        table.add_column(column, no_wrap=column != "found", overflow="fold")
+    rows: list[list[Cell]] = []
     for check in checks:
-        words = escape(check.found) + (f"\n-> {escape(check.todo)}" if check.todo else "")
-        table.add_row(f"[{colours[check.state]}]{check.state}[/]", escape(check.name), words)
-    Console(width=max(100, Console().width)).print(table)
+        rows.append([(check.state, colours[check.state]), check.name, check.found])
+        if check.todo:
+            rows.append(["", "", f"-> {check.todo}"])
+    table("", ("", "what", "found"), rows)

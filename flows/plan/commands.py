@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,6 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Tell what `btm run` would do: what is trained, what the store has, time, storage, and what looks odd."""
-    from flows.printing import as_typed
     from flows.start import log_to_stderr, settings_of
 
     log_to_stderr(verbose=False)
@@ -40,10 +38,9 @@ def plan(
         print(json.dumps(document, indent=1))
         return
     from flows.plan.printing import print_plan
+    from flows.typed import Typed
 
-    options = [*(f"--set={override}" for override in overrides or ())]
-    options += [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    print_plan(document, shlex.join([as_typed("btm"), "run", experiment, *options]))
+    print_plan(document, Typed(experiment, overrides or (), flags))
 
 
 def _planned(experiment: str, overrides: list[str], settings: "RuntimeSettings", probe: bool) -> dict[str, Any]:

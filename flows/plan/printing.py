@@ -1,74 +1,83 @@
 """A plan on one screen."""
 
+import shlex
 from typing import Any
+
+from flows.terminal import say, say_next, table
+from flows.typed import Typed, as_typed
 
 __all__ = ["print_plan"]
 
 
-def print_plan(plan: dict[str, Any], command: str) -> None:
-    """Print a plan; `command` is what runs it."""
+def print_plan(plan: dict[str, Any], typed: Typed) -> None:
+    """Print a plan, and what runs it: what was typed."""
     _print_data(plan)
-    print()
+    say()
     if not plan["known"]:
         unread = plan["unread"]
-        print(
+        say(
             f"What the store holds of this is not known: {unread['files']:,} images ({_size(unread['bytes'])}) were "
             "never read on this machine,\nand what is made of them goes by their content. A run reads them first."
         )
     elif not plan["to_make"]:
-        print("Nothing would be trained, and nothing made: all of it is in the store.")
+        say("Nothing would be trained, and nothing made: all of it is in the store.")
     elif not plan["to_train"]:
         made = ", ".join(plan["to_make"])
-        print(f"Nothing would be trained: every model is in the store. What would be made: {made}.")
+        say(f"Nothing would be trained: every model is in the store. What would be made: {made}.")
     _print_stages(plan)
     _print_time(plan)
     _print_storage(plan)
     for warning in plan["warnings"]:
-        print(f"\nWarning: {warning['key']}: {warning['found']}.\n         {warning['todo']}.")
-    print(f"\nWhat to type next:\n  {command}")
+        say(f"\nWarning: {warning['key']}: {warning['found']}.\n         {warning['todo']}.")
+    say()
+    say_next(_next(plan, typed))
+
+
+def _next(plan: dict[str, Any], typed: Typed) -> list[tuple[str, str]]:
+    """Return the run; where there is nothing for it to do, what else there is."""
+    if plan["known"] and not plan["to_make"]:
+        store = " ".join(
+            ["store ls", *(["--store", shlex.quote(str(url))] if (url := (typed.flags or {}).get("store")) else [])]
+        )
+        seed = typed.line("run", f"seed={plan['seed'] + 1}")
+        return [(f"{as_typed('btm')} {store}", "the runs that have it"), (seed, "another seed")]
+    if plan["known"] and not plan["to_train"]:
+        return [(typed.line("run"), "makes the rest, and the report")]
+    return [(typed.line("run"), "")]
 
 
 def _print_data(plan: dict[str, Any]) -> None:
     data, network, subsets = plan["data"], plan["network"], plan["subsets"]
     tail = data["profile"]
     splits = ", ".join(f"{count:,} {name}" for name, count in data["splits"].items())
-    print(f"{plan['name']}, seed {plan['seed']}")
-    print(
+    say(f"{plan['name']}, seed {plan['seed']}")
+    say(
         f"Data      {splits} images in {tail['classes']:,} classes; {tail['largest']:,} to {tail['smallest']:,} a "
         f"class (imbalance factor {tail['imbalance_factor']:.0f}); {tail['many']:,} many, {tail['medium']:,} medium, "
         f"{tail['few']:,} few"
     )
-    print(
+    say(
         f"Network   {network['backbone']}, {network['precision']}, {data['size']} px: {network['parameters']:,} "
         f"parameters, a checkpoint {_size(network['checkpoint_bytes'])}"
     )
     how = "given by lists" if subsets["listed"] else f"{subsets['shots']} shots"
-    print(f"Subsets   {subsets['num_subsets']} of {subsets['images']:,} images each ({how})")
+    say(f"Subsets   {subsets['num_subsets']} of {subsets['images']:,} images each ({how})")
     if subsets["short_classes"]:
         worst = ", ".join(f"{row['class']} ({row['images']:,})" for row in subsets["worst"])
         more = ", ..." if subsets["short_classes"] > len(subsets["worst"]) else ""
-        print(f"          {subsets['short_classes']:,} classes have fewer images than that: {worst}{more}")
-    print(f"Store     {plan['store']}")
+        say(f"          {subsets['short_classes']:,} classes have fewer images than that: {worst}{more}")
+    say(f"Store     {plan['store']}")
 
 
 def _print_stages(plan: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("stage", no_wrap=True)
-    for heading in ("to do", "epochs", "batch", "opt. steps", "images", "time", "hours"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("where", no_wrap=True)
-    for row in plan["stages"]:
-        style = "dim" if not row["to_do"] else "bold" if row["trains"] else ""
-        table.add_row(row["stage"], *_cells(row, plan["known"]), style=style)
-    Console(width=max(100, Console().width)).print(table)
+    names = ("to do>", "epochs>", "batch>", "opt. steps>", "images>", "time>", "hours>")
+    rows = [[row["stage"], *_cells(row, plan["known"])] for row in plan["stages"]]
+    styles = ["dim" if not row["to_do"] else "bold" if row["trains"] else "" for row in plan["stages"]]
+    table("", ("stage", *names, "where"), rows, styles=styles)
     for row in plan["stages"]:
         for item in row["items"]:
             if item["epochs_done"]:
-                print(f"{row['stage']} {item['name']} goes on after epoch {item['epochs_done']} of {item['epochs']}.")
+                say(f"{row['stage']} {item['name']} goes on after epoch {item['epochs_done']} of {item['epochs']}.")
 
 
 def _cells(row: dict[str, Any], known: bool) -> list[str]:
@@ -93,18 +102,18 @@ def _print_time(plan: dict[str, Any]) -> None:
     hours = " and ".join(f"{_hours(time[key])} {unit}" for key, unit in units.items() if time[key])
     without = f"; {', '.join(time['missing'])} not counted" if time["missing"] else ""
     if lacking:
-        print(f"Time      not known: nothing like {', '.join(lacking)} was measured in this store before.")
+        say(f"Time      not known: nothing like {', '.join(lacking)} was measured in this store before.")
         if plan["engine"] == "local":
-            print("          --probe measures a few steps now.")
+            say("          --probe measures a few steps now.")
     elif not hours:
-        print(f"Time      not known of {', '.join(time['missing'])}; nothing else is to be done.")
+        say(f"Time      not known of {', '.join(time['missing'])}; nothing else is to be done.")
     elif time["wall_seconds"] is None:
-        print(f"Time      {hours}{without}; from start to end it goes by the number of workers (--workers).")
+        say(f"Time      {hours}{without}; from start to end it goes by the number of workers (--workers).")
     else:
-        print(f"Time      about {_duration(time['wall_seconds'])} from start to end, {hours}{without}.")
+        say(f"Time      about {_duration(time['wall_seconds'])} from start to end, {hours}{without}.")
     for row in asked:
         if row["estimate"] is not None:
-            print(f"          {row['stage']}: {_source(row['estimate'])}")
+            say(f"          {row['stage']}: {_source(row['estimate'])}")
 
 
 def _source(estimate: dict[str, Any]) -> str:
@@ -126,7 +135,7 @@ def _print_storage(plan: dict[str, Any]) -> None:
         parts += [f"{label} {_size(storage[key])}"] if storage[key] else []
     states = storage["while_training_bytes"]
     extra = f"; up to {_size(states)} more while it trains, to go on from" if states else ""
-    print(f"Storage   adds {_size(storage['adds_bytes'])} ({', '.join(parts)}){extra}; {free}")
+    say(f"Storage   adds {_size(storage['adds_bytes'])} ({', '.join(parts)}){extra}; {free}")
 
 
 def _size(count: float) -> str:

@@ -1,13 +1,13 @@
 """`btm up`, `btm down`, `btm status`: the real stack on one machine, without Docker."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.options import Json
+from flows.terminal import say_error, table
 
 __all__ = ["down", "status", "up"]
 
@@ -26,7 +26,7 @@ def up(
     if as_json:
         print(json.dumps(report, indent=1))
         return
-    from flows.printing import as_typed
+    from flows.typed import as_typed
 
     _print(report)
     file = home / "stack" / "env"
@@ -66,21 +66,15 @@ def _home() -> Path:
 
 
 def _say(message: str) -> None:
-    print(f"btm: {message}", file=sys.stderr)
+    say_error(message)
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for column in ("service", "state", "url", "pid", "log"):
-        table.add_column(column, no_wrap=True)
+    rows, styles = [], []
     for row in report["services"]:
         log = Path(row["log"])
         log = log.relative_to(Path.cwd()) if log.is_relative_to(Path.cwd()) else log
-        style = "" if row["state"] == "running" else "red"
-        table.add_row(row["name"], row["state"], row["url"] or "", str(row["pid"] or ""), str(log), style=style)
+        rows.append([row["name"], row["state"], row["url"] or "", str(row["pid"] or ""), str(log)])
+        styles.append("" if row["state"] == "running" else "red")
     # As wide as it is: a port that is cut off helps nobody.
-    Console(width=max(Console().width, Console().measure(table).maximum)).print(table)
+    table("", ("service", "state", "url", "pid", "log"), rows, styles=styles, whole=True)

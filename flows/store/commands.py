@@ -2,12 +2,12 @@
 
 import json
 import math
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.options import Json, StoreUrl
+from flows.terminal import say_error
 
 if TYPE_CHECKING:
     from btm_core.storage import Store
@@ -209,4 +209,4 @@ def _answer(document: dict[str, Any], as_json: bool, show: Any) -> None:
 
 
 def _say(message: str) -> None:
-    print(f"btm: {message}", file=sys.stderr)
+    say_error(message)

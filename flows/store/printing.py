@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from flows.store.documents import FIGURES
+from flows.terminal import say, table
 
 __all__ = [
     "print_artifact",
@@ -32,7 +33,7 @@ def print_listing(document: dict[str, Any]) -> None:
         _table(("run", "when", "experiment", "seed>", "state", "artifacts>", "size>"), rows)
         for r in document["runs"]:
             if r["problem"]:
-                print(f"{r['run_id']}: {r['problem']}. What it needs is not known, so btm store gc deletes nothing.")
+                say(f"{r['run_id']}: {r['problem']}. What it needs is not known, so btm store gc deletes nothing.")
     if "artifacts" in document:
         rows = [
             [a["address"], size(a["bytes"]), age(a["age_hours"]), a["runs"] or "", _short(a["notes"])]
@@ -41,33 +42,33 @@ def print_listing(document: dict[str, Any]) -> None:
         _table(("artifact", "size>", "age>", "runs>", ""), rows)
     totals = document["totals"]
     found = f"{_many(totals['runs'], 'run')}, {_many(totals['artifacts'], 'artifact')}"
-    print(f"{document['store']}: {found}, {size(totals['bytes'])}.")
+    say(f"{document['store']}: {found}, {size(totals['bytes'])}.")
     if totals["unreferenced"]:
-        print(
+        say(
             f"No run refers to {_many(totals['unreferenced'], 'artifact')}, {size(totals['unreferenced_bytes'])}: "
             "btm store gc tells which of them may go."
         )
     if totals["half_or_damaged"]:
-        print(f"Half or damaged: {totals['half_or_damaged']}. They count as absent, and are made again when needed.")
+        say(f"Half or damaged: {totals['half_or_damaged']}. They count as absent, and are made again when needed.")
     if totals["stages_under_way"]:
         stages = _many(totals["stages_under_way"], "stage")
-        print(f"State of {stages} that did not end, or not yet: {size(totals['partial_bytes'])}.")
+        say(f"State of {stages} that did not end, or not yet: {size(totals['partial_bytes'])}.")
     if totals["temporary_files"] or totals["unfinished_uploads"]:
         files, uploads = totals["temporary_files"], totals["unfinished_uploads"]
-        print(f"{_many(files, 'temporary file')}, {_many(uploads, 'unfinished upload')}.")
+        say(f"{_many(files, 'temporary file')}, {_many(uploads, 'unfinished upload')}.")
 
 
 def print_run(document: dict[str, Any]) -> None:
     """Print a run."""
-    print(f"Run          {document['run_id']}")
-    print(f"Experiment   {document['experiment'] or '?'}, seed {document['seed']}")
-    print(f"Started      {_minute(document['when'])}")
-    print(f"State        {document['state']}")
-    print(f"Refers to    {_many(len(document['artifacts']), 'artifact')}, {size(document['bytes'])}")
-    print(f"Report       {document['report'] or 'none'}")
+    say(f"Run          {document['run_id']}")
+    say(f"Experiment   {document['experiment'] or '?'}, seed {document['seed']}")
+    say(f"Started      {_minute(document['when'])}")
+    say(f"State        {document['state']}")
+    say(f"Refers to    {_many(len(document['artifacts']), 'artifact')}, {size(document['bytes'])}")
+    say(f"Report       {document['report'] or 'none'}")
     for name, url in document["files"].items():
         if name.endswith(".png"):
-            print(f"Figure       {url}")
+            say(f"Figure       {url}")
     if document["models"]:
         rows = [
             [m["name"], *("n/a" if m[key] is None else f"{100 * m[key]:.1f}" for key in FIGURES)]
@@ -82,49 +83,49 @@ def print_run(document: dict[str, Any]) -> None:
 
 def print_artifact(document: dict[str, Any]) -> None:
     """Print an artifact."""
-    print(f"Artifact   {document['url']}")
-    print(f"Size       {size(document['bytes'])}")
-    print(f"Age        {age(document['age_hours'])}")
-    print(f"Notes      {'; '.join(document['notes']) or 'whole, as far as can be seen without reading it'}")
+    say(f"Artifact   {document['url']}")
+    say(f"Size       {size(document['bytes'])}")
+    say(f"Age        {age(document['age_hours'])}")
+    say(f"Notes      {'; '.join(document['notes']) or 'whole, as far as can be seen without reading it'}")
     _table(("file", "size>", "sha256"), [[f["name"], size(f["bytes"]), f["sha256"] or ""] for f in document["files"]])
     for role, parent in document["parents"].items():
-        print(f"Made from  {parent} ({role})")
+        say(f"Made from  {parent} ({role})")
     for child in document["children"][:SHOWN]:
-        print(f"Made of it {child}")
+        say(f"Made of it {child}")
     for run_id in document["runs"][:SHOWN]:
-        print(f"Run        {run_id}")
+        say(f"Run        {run_id}")
     manifest = document["manifest"]
     if manifest is not None:
         versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
-        print(f"Versions   {versions or '?'}")
-        print("Configuration:")
-        print(json.dumps(manifest["config"], indent=1))
+        say(f"Versions   {versions or '?'}")
+        say("Configuration:")
+        say(json.dumps(manifest["config"], indent=1))
 
 
 def print_verdict(document: dict[str, Any]) -> None:
     """Print what verifying found, and what to do."""
     for finding in document["damaged"]:
         users = f" (runs: {', '.join(finding['runs'][:3])})" if finding["runs"] else ""
-        print(f"DAMAGED  {finding['address']}{users}")
+        say(f"DAMAGED  {finding['address']}{users}")
         for problem in finding["problems"]:
-            print(f"         {problem}")
+            say(f"         {problem}")
     for path in document["leftovers"][:SHOWN]:
-        print(f"leftover {path}")
+        say(f"leftover {path}")
     if len(document["leftovers"]) > SHOWN:
-        print(f"         ... and {len(document['leftovers']) - SHOWN} more (--json lists all)")
+        say(f"         ... and {len(document['leftovers']) - SHOWN} more (--json lists all)")
     seconds = document["seconds"]
     rate = f"{size(document['bytes'])} read in {seconds:.1f} s, {size(document['bytes'] / max(seconds, 1e-9))}/s"
-    print(f"{_many(document['artifacts'], 'artifact')}: {rate}.")
+    say(f"{_many(document['artifacts'], 'artifact')}: {rate}.")
     if document["leftovers"]:
-        print("Leftovers harm nobody; btm store gc deletes them when they are old enough.")
+        say("Leftovers harm nobody; btm store gc deletes them when they are old enough.")
     count, left = len(document["damaged"]), sum(not finding["absent"] for finding in document["damaged"])
     if not count:
-        print("All are whole.")
+        say("All are whole.")
         return
-    print(f"{count} {'is' if count == 1 else 'are'} not whole.")
+    say(f"{count} {'is' if count == 1 else 'are'} not whole.")
     again = f"The next run of the same command makes {'it' if count == 1 else 'them'} again"
     marking = f", once what still counts as whole ({left}) is marked: btm store verify --mark" if left else "."
-    print(again + marking)
+    say(again + marking)
 
 
 def print_garbage(document: dict[str, Any]) -> None:
@@ -134,31 +135,31 @@ def print_garbage(document: dict[str, Any]) -> None:
         rows = [[i["kind"], i["name"], size(i["bytes"]), age(i["age_hours"]), i["reason"]] for i in items[:SHOWN]]
         _table(("", "name", "size>", "age>", "why"), rows)
     if len(items) > SHOWN:
-        print(f"... and {len(items) - SHOWN} more (--json lists all)")
+        say(f"... and {len(items) - SHOWN} more (--json lists all)")
     for item in document["spared"]:
-        print(f"Spared: {item['name']}: a run has taken it in the meantime, or it has changed.")
+        say(f"Spared: {item['name']}: a run has taken it in the meantime, or it has changed.")
     needed = _many(len(document["registry"]["runs"]), "run")
-    print(f"Registered models: {document['registry']['asked']}; {needed} kept for them.")
+    say(f"Registered models: {document['registry']['asked']}; {needed} kept for them.")
     what = f"{_many(len(items), 'thing')}, {size(document['bytes'])}"
     if document["deleted"]:
-        print(f"Deleted {what}; artifacts now take {size(document['kept_bytes'])}.")
+        say(f"Deleted {what}; artifacts now take {size(document['kept_bytes'])}.")
     elif items:
-        print(f"Would delete {what}, older than {document['grace_hours']:g} h. Do it with: btm store gc --delete")
+        say(f"Would delete {what}, older than {document['grace_hours']:g} h. Do it with: btm store gc --delete")
     else:
-        print(f"Nothing older than {document['grace_hours']:g} h may go.")
+        say(f"Nothing older than {document['grace_hours']:g} h may go.")
 
 
 def print_forgotten(document: dict[str, Any]) -> None:
     """Print which runs are forgotten, and what that frees."""
     verb = "Forgotten:" if document["deleted"] else "Would forget:"
     for run in document["runs"]:
-        print(f"{verb} {run['run_id']} ({run['experiment'] or '?'}, seed {run['seed']}, {run['state']})")
+        say(f"{verb} {run['run_id']} ({run['experiment'] or '?'}, seed {run['seed']}, {run['state']})")
     freed = _many(len(document["freed_artifacts"]), "artifact")
-    print(f"No other run refers to {freed}, {size(document['freed_bytes'])}.")
+    say(f"No other run refers to {freed}, {size(document['freed_bytes'])}.")
     if document["deleted"]:
-        print("btm store gc deletes them, once they are older than its grace period.")
+        say("btm store gc deletes them, once they are older than its grace period.")
     else:
-        print("The reports are deleted for good. Do it with: btm store rm ... --delete")
+        say("The reports are deleted for good. Do it with: btm store rm ... --delete")
 
 
 def size(count: float) -> str:
@@ -197,15 +198,5 @@ def _minute(when: str) -> str:
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table as wide as it is; a heading that ends with > is that of a column of numbers."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in headings:
-        table.add_column(heading.rstrip(">"), no_wrap=True, justify="right" if heading.endswith(">") else "left")
-    for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    # As wide as it is: an address that is cut off helps nobody.
-    Console(width=1000, markup=False, highlight=False).print(table)
+    """Print a table as wide as it is: an address that is cut off or folded helps nobody."""
+    table("", headings, [["" if value is None else str(value) for value in row] for row in rows], whole=True)

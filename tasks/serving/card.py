@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from btm_core.text import printable
 from tasks.serving.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def render_card(facts: ModelFacts, checkpoint: "CheckpointMetadata", extras: Seq
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
     environment.filters |= {"percent": _percent, "text": _text}
     counts = sorted(zip(checkpoint.train_counts, checkpoint.class_names, strict=True), key=lambda pair: -pair[0])
-    return environment.from_string(template).render(
+    text = environment.from_string(template).render(
         facts=facts,
         checkpoint=checkpoint,
         input=facts.input,
@@ -32,6 +33,7 @@ def render_card(facts: ModelFacts, checkpoint: "CheckpointMetadata", extras: Seq
         lowest=facts.lowest_classes[:LISTED],
         extras=tuple(extras),
     )
+    return printable(text, lines=True)
 
 
 def _percent(value: float | None) -> str:

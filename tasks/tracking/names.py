@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from btm_core.text import printable
+
 __all__ = ["PER_CLASS", "run_note", "split_metrics"]
 
 PER_CLASS = "per_class_recall.json"
@@ -30,4 +32,4 @@ def run_note(models: Iterable[Mapping[str, Any]], links: Mapping[str, str], capt
     lines += ["", f"Percent, of the test split. {caption}".strip(), ""]
     for name, url in links.items():
         lines.append(f"- {name}: [{url}]({url})" if url.startswith("http") else f"- {name}: `{url}`")
-    return "\n".join(lines)
+    return printable("\n".join(lines), lines=True)
