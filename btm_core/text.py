@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = ["choices_in", "did_you_mean", "printable"]
 
@@ -33,6 +33,6 @@ def did_you_mean(typed: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def choices_in(context: dict[str, object]) -> list[str]:
+def choices_in(context: Mapping[str, object]) -> list[str]:
     """Return the values that pydantic names in the context of an error as those that it expected."""
     return re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))

@@ -267,11 +267,10 @@ def _explain(error: ValidationError, where: str) -> str:
         elif problem["type"] in EXPECTED:
             lines.append(f"{key}: expected {EXPECTED[problem['type']]}, found {_shown(problem['input'])}")
         else:
-            found, near = (
-                _shown(problem["input"]),
-                did_you_mean(str(problem["input"]), choices_in(problem.get("ctx", {}))),
-            )
-            lines.append(f"{key}: {problem['msg'][0].lower() + problem['msg'][1:]}, found {found}{near}")
+            context = problem.get("ctx", {})
+            near = did_you_mean(str(context.get("tag", problem["input"])), choices_in(context))
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"{key}: {message}, found {_shown(problem['input'])}{near}")
     return f"{where}: " + "; ".join(lines)
 
 

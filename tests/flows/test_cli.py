@@ -142,7 +142,7 @@ def test_what_is_found_before_anything_starts(btm: Btm, own: Path) -> None:
     )
     refused(
         btm("run", "my.yaml", cwd=own, BTM_WORKERS="none"),
-        "runtime settings (flags, or environment variables BTM_*): workers",
+        "runtime settings: BTM_WORKERS: input should be a valid integer",
         "'none'",
     )
     refused(btm("run", "cifar100-lt", "--set=data.root=file", cwd=own), "is a file, not a folder")

@@ -123,8 +123,19 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "workers below one": (
         ("run", "my.yaml", "--workers=-1"),
-        "runtime settings (flags, or environment variables BTM_*): workers: Input should be greater than or equal to "
-        "1, found -1",
+        "runtime settings: --workers (or BTM_WORKERS): input should be greater than or equal to 1, found -1",
+    ),
+    "an engine that is nearly one": (
+        ("run", "my.yaml", "--engine", "rey"),
+        "--engine (or BTM_ENGINE): expected 'local', 'ray' or 'workpool', found 'rey'; did you mean 'ray'?",
+    ),
+    "a network that is nearly one": (
+        ("run", "my.yaml", "--set", "model.backbone=resnet5"),
+        "'resnext101_32x8d', found 'resnet5'; did you mean 'resnet56'?",
+    ),
+    "a method that is nearly one": (
+        ("run", "my.yaml", "--set", "pretrain.method.name=pasc"),
+        "found {'name': 'pasc'}; did you mean 'pascl'?",
     ),
     "a folder as checkpoint": (
         ("run", "my.yaml", "--set", "pretrain.checkpoint=images"),
@@ -146,7 +157,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
         ("run", "my.yaml", "--set", "pretrain.initial=other.safetensors"),
         "other.safetensors is a checkpoint of another architecture (",
     ),
-    "an ablation that is none": (("ablate", "gmll", "my.yaml"), "'gmll' is no ablation; known are merging, subsets"),
+    "an ablation that is none": (("ablate", "gmll", "my.yaml"), "interpolation; did you mean 'gml'?"),
     "merge into a folder": (
         ("merge", "ours.safetensors", "-o", "images"),
         "images is a folder, expected a file to write, or none yet: choose another name",
@@ -245,6 +256,10 @@ SURROUNDINGS: dict[str, tuple[dict[str, str], str]] = {
     "nonsense": (
         {"BTM_STORE_DEADLINE_SECONDS": "soon"},
         "store settings: BTM_STORE_DEADLINE_SECONDS: Input should be a",
+    ),
+    "an engine that is nearly one": (
+        {"BTM_ENGINE": "workpol"},
+        "settings: BTM_ENGINE: expected 'local', 'ray' or 'workpool', found 'workpol'; did you mean 'workpool'?",
     ),
     "what nonsense": (
         {"BTM_STORE_PARALLEL": "0"},

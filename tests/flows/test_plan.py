@@ -26,6 +26,7 @@ from flows.plan.printing import print_plan
 from flows.plan.timing import place_of
 from flows.plan.walk import walk
 from flows.preflight import preflight
+from flows.typed import Typed
 from tasks.past import Past, epochs_done
 from tasks.settings import RuntimeSettings
 
@@ -168,7 +169,7 @@ def test_what_it_foretells_is_what_was_done(finished: Path, plan: Plan) -> None:
 
 
 def test_the_screen_tells_all_of_it(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
-    print_plan(plan("seed=1", "finetune.batch_size=128"), "btm run digits-lt")
+    print_plan(plan("seed=1", "finetune.batch_size=128"), Typed("digits-lt"))
     shown = capsys.readouterr().out
     for part in (
         "329 train, 600 test images in 10 classes",
@@ -192,7 +193,7 @@ def test_what_was_never_measured_is_not_known(tmp_path: Path, capsys: pytest.Cap
     found = walk(config, settings, catalog)
     document = plan_document(config, settings, catalog, found, Past(Store(settings.store_url)).of, config)
     assert document["time"]["wall_seconds"] is document["time"]["cpu_hours"] is None
-    print_plan(document, "btm run digits-lt")
+    print_plan(document, Typed("digits-lt"))
     shown = capsys.readouterr().out
     assert "not known: nothing like pretrain, finetune, post_train was measured" in shown and "--probe" in shown
     assert list(tmp_path.iterdir()) == []
@@ -236,7 +237,7 @@ def test_a_cluster_s_time_goes_by_its_workers(finished: Path, capsys: pytest.Cap
         past = Past(Store(settings.store_url))
         document = plan_document(config, settings, catalog, walk(config, settings, catalog), past.of, None)
         times[workers] = document["time"]["wall_seconds"]
-        print_plan(document, "btm run digits-lt")
+        print_plan(document, Typed("digits-lt"))
         assert document["time"]["cpu_hours"] > 0  # where it was measured
     assert times[None] is None and times[1] > times[3] > 0
     assert "it goes by the number of workers (--workers)" in capsys.readouterr().out
