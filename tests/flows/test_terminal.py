@@ -217,12 +217,19 @@ def test_where_nothing_is_to_do_no_run_is_offered(btm: Btm, birds: tuple[Path, s
     assert " store ls" in done.stdout
 
 
-def test_a_path_that_the_encoding_lacks_is_written_all_the_same(tmp_path: Path) -> None:
-    script = (
-        f"import sys; from flows.terminal import ready; ready(); print({CRANE!r}); print({CRANE!r}, file=sys.stderr)"
-    )
+def test_what_the_encoding_lacks_is_written_all_the_same(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from flows.cli import app, main
+@app.command()
+def crane() -> None:
+    print({CRANE!r})
+    print({CRANE!r}, file=sys.stderr)
+sys.argv = ["btm", "crane"]
+main()
+"""
     environment = {**clean_environment(), "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env=environment, capture_output=True, check=True
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, check=True
     )
     assert done.stdout.strip() == done.stderr.strip() == rb"\u4e39\u9876\u9e64"
