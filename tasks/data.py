@@ -82,7 +82,7 @@ def fingerprint(catalog: "Catalog", digests: dict[str, list[str]]) -> dict[str, 
             total.update(repr(split.pixels.shape).encode())
             total.update(split.pixels.tobytes())
         for path, digest in zip(split.paths or (), digests.get(split.name, ()), strict=True):
-            total.update(f"{path} {digest}\n".encode())
+            total.update(f"{path} {digest}\n".encode(errors="surrogateescape"))  # names that the locale cannot tell
         hashes[split.name] = total.hexdigest()
     return hashes
 

@@ -323,6 +323,7 @@ def test_shown_python_runs(at_home: tuple[Path, dict[str, Any]], monkeypatch: py
             continue
         given = {"targets": labels, "predictions": labels, "train_counts": np.array([200, 50, 5]), "labels": labels}
         given |= {"old": old.evidence, "new": new.evidence}
+        given |= {"confidences": np.linspace(0, 1, len(labels))}
         exec(compile(block.text.replace("s3://", ""), block.document, "exec") if "s3://" in block.text else code, given)
         if block.document == "README.md":
             assert (home / "soup.safetensors").is_file() and given["report"].h_mean == 1
