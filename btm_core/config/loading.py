@@ -141,7 +141,7 @@ def _parse_yaml(text: str, where: str) -> dict[str, Any]:
     return raw
 
 
-class _Loader(yaml.SafeLoader):
+class _StrictSafeLoader(yaml.SafeLoader):
     """PyYAML's safe loader, but of a key that is there twice it does not silently take the second."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -157,7 +157,7 @@ def _load_yaml(text: str, where: str) -> Any:
     if len(text) > MAX_YAML:
         raise ConfigError(f"{where} has {len(text)} characters, more than the {MAX_YAML} of any configuration")
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, _StrictSafeLoader)
         _check_size(value)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
