@@ -296,12 +296,16 @@ def test_a_run_is_followed_by_the_gate_and_a_refusal_by_an_alert(btm: Btm, serve
     with worker(server, "gated-flows", tmp_path, **home):
         assert server.prefect("deployment", "run", "btm/gated", cwd=tmp_path).returncode == 0
         alert = alerts.get(timeout=400)
-        run, gate = until(lambda: _ended(server, "gated", 2), 60)
+        run, gate = until(lambda: _ended(server, "gated", 2), 60)[:2]
+        # An automation may act twice on one event (the server takes it again after an error): then no version is added.
+        again = [f"--param={name}={value}" for name, value in gate["parameters"].items()]
+        assert server.prefect("deployment", "run", "btm-promote/gated", *again, cwd=tmp_path).returncode == 0
+        _, *gates = until(lambda: _ended(server, "gated", 3), 120)
         artifacts = server.all("artifacts", artifacts={"key": {"any_": ["btm-promotion", "btm-report-digits-lt"]}})
     chat.shutdown()
     chat.server_close()
     assert gate["parameters"] == {"run_id": run["name"], "model": "digits-lt"}
-    assert gate["state"]["message"] == "digits-lt version 1: refused"
+    assert {one["state"]["message"] for one in gates} == {"digits-lt version 1: refused"}
     assert alert["text"] == "digits-lt version 1 was refused" and alert["run"] == run["name"]
     assert "the floor is 100.0 %" in alert["reasons"][0]
     assert Path(alert["report"].removeprefix("file://")).is_file()
@@ -309,10 +313,11 @@ def test_a_run_is_followed_by_the_gate_and_a_refusal_by_an_alert(btm: Btm, serve
     assert "**failed**" in shown["btm-promotion"] and "| final |" in shown["btm-report-digits-lt"]
 
 
-def _ended(server: Server, deployment: str, count: int) -> Any:
+def _ended(server: Server, deployment: str, at_least: int) -> Any:
+    """Return a deployment's runs once all have ended, and there are so many; until then nothing."""
     runs = server.runs(deployment)
-    ended = [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
-    return runs if len(ended) == count else None
+    ended = all(run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") for run in runs)
+    return runs if ended and len(runs) >= at_least else None
 
 
 @pytest.mark.slow

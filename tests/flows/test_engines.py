@@ -316,7 +316,8 @@ def test_work_pool_sits_out_a_restart_of_the_server(
 
 
 def test_work_pool_a_cancelled_flow_cancels_its_runs(tmp_path: Path, server: PrefectServer) -> None:
-    run = Started(tmp_path, "--engine", "workpool", **server.environment)
+    endless = "--set=finetune.epochs=100000"  # what is cancelled must not have ended by then
+    run = Started(tmp_path, "--engine", "workpool", endless, **server.environment)
     with worker(server, "btm", tmp_path, **{MARK: run.mark}):
         run.under_way()
         subprocess.run(

@@ -40,6 +40,14 @@ def package(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture
+def tracked(undisturbed: Undisturbed, tmp_path: Path) -> tuple[str, str]:
+    """The MLflow database of the run, copied for what is registered here to be nobody else's; and the run's id there."""
+    found = undisturbed[1]["tracking"]
+    database = Path(found["uri"].removeprefix("sqlite:///"))
+    return f"sqlite:///{shutil.copyfile(database, tmp_path / database.name)}", found["run_id"]
+
+
 def champion(client: Any, logged: LoggedPackage, mlflow_run_id: str) -> None:
     """Register it, as `btm register` and `btm promote` do."""
     client.create_registered_model(NAME)
@@ -170,13 +178,12 @@ def _refusals(url: str, images: list[str], address: str) -> None:
     assert status == 400 and "missing inputs ['image']" in answer["message"]
 
 
-def test_a_local_database_and_the_code_of_the_card(undisturbed: Undisturbed, package: Path, tmp_path: Path) -> None:
+def test_a_local_database_and_the_code_of_the_card(tracked: tuple[str, str], package: Path, tmp_path: Path) -> None:
     """The card's example runs as it is written, once the model is registered under the name of the experiment."""
-    answer = undisturbed[1]
-    uri = str(answer["tracking"]["uri"])
+    uri, run_id = tracked
     before = (package / "MLmodel").read_text()
-    logged = log_package(uri, answer["tracking"]["run_id"], NAME, package)
-    champion(mlflow_client(uri), logged, answer["tracking"]["run_id"])
+    logged = log_package(uri, run_id, NAME, package)
+    champion(mlflow_client(uri), logged, run_id)
     [code] = re.findall(r"```python\n(.*?)```", (package / "model_card.md").read_text(), re.DOTALL)
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((30, 40)).save(buffer, "JPEG")
@@ -198,11 +205,11 @@ def test_a_local_database_and_the_code_of_the_card(undisturbed: Undisturbed, pac
     [row] = model.predict(pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
     assert (label, float(probability)) == (row["label"], pytest.approx(row["probability"], rel=1e-6))
     assert (package / "MLmodel").read_text() != before  # it knows its run now
-    assert model.metadata.run_id == answer["tracking"]["run_id"]
+    assert model.metadata.run_id == run_id
 
 
-def test_what_cannot_be_sent_is_no_model(undisturbed: Undisturbed, package: Path, tmp_path: Path) -> None:
-    uri, run_id = undisturbed[1]["tracking"]["uri"], undisturbed[1]["tracking"]["run_id"]
+def test_what_cannot_be_sent_is_no_model(tracked: tuple[str, str], package: Path, tmp_path: Path) -> None:
+    uri, run_id = tracked
     client = mlflow_client(uri)
     experiment = client.get_run(run_id).info.experiment_id
     before = {model.model_id for model in client.search_logged_models([experiment])}
