@@ -42,7 +42,7 @@ def package(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def tracked(undisturbed: Undisturbed, tmp_path: Path) -> tuple[str, str]:
-    """The MLflow database of the run, copied for what is registered here to be nobody else's; and the run's id there."""
+    """A copy of MLflow's database with the run, for what is registered to be nobody else's; and the run's id there."""
     found = undisturbed[1]["tracking"]
     database = Path(found["uri"].removeprefix("sqlite:///"))
     return f"sqlite:///{shutil.copyfile(database, tmp_path / database.name)}", found["run_id"]
