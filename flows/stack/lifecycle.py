@@ -41,6 +41,9 @@ class State(BaseModel):
     secrets: Secrets = Field(default_factory=Secrets)
     ports: dict[str, int] = Field(default_factory=dict)
     services: dict[str, Record] = Field(default_factory=dict, description="what was started and not stopped")
+    new: set[str] = Field(
+        default_factory=set, description="servers that have not been ready since their folder was made"
+    )
 
 
 @dataclass
@@ -157,6 +160,11 @@ def _start(stack: Stack, wanted: Iterable[Service], started: list[str], say: Say
     if missing:
         say(f"starting {', '.join(service.name for service in missing)}")
     _stop(stack, [service.name for service in missing])  # what may be left of one that was killed holds its port
+    for name in PORTS.keys() & {service.name for service in missing}:
+        if name in stack.state.new:  # stopped while it made its tables it cannot go on, and nobody's data are there yet
+            shutil.rmtree(stack.place.folder / name, ignore_errors=True)
+        if not (stack.place.folder / name).exists():
+            stack.state.new.add(name)
     begin = time.monotonic()
     for service in missing:
         started.append(service.name)
@@ -174,6 +182,8 @@ def _start(stack: Stack, wanted: Iterable[Service], started: list[str], say: Say
         seconds = READY_SECONDS - (time.monotonic() - begin)
         ready = lambda service=service, record=record: service.ready(record.created)  # noqa: E731
         wait_until_ready(service.name, processes[service.name], ready, log, seconds)
+        stack.state.new.discard(service.name)
+        stack.save()
         say(f"{service.name} is ready after {time.monotonic() - begin:.0f} s")
 
 

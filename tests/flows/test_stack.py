@@ -3,8 +3,10 @@
 import fcntl
 import json
 import re
+import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,8 @@ from urllib.error import HTTPError
 
 import psutil
 import pytest
-from conftest import FAST, Btm
+from conftest import FAST, Btm, clean_environment
+from prefect_server import until
 
 from btm_core.errors import ConfigError
 from flows.stack.processes import MARK
@@ -262,6 +265,26 @@ def test_down_leaves_data_and_nothing_else(btm: Btm, folder: Path) -> None:
     assert s3fs.S3FileSystem(**secret, skip_instance_cache=True).cat_file("btm/kept") == b"content"
     assert btm("down", "--delete", cwd=folder).returncode == 0
     assert not (folder / ".btm/stack").exists()
+
+
+@pytest.mark.slow
+def test_a_first_up_that_was_interrupted_spoils_nothing(btm: Btm, tmp_path: Path) -> None:
+    """MLflow makes its tables for seconds, in steps, and cannot go on between two of them."""
+    find_weed()
+    database = tmp_path / ".btm/stack/mlflow/mlflow.db"
+    made = lambda: database.exists() and database.stat().st_size > 100 << 10  # noqa: E731
+    first = subprocess.Popen([sys.executable, "-m", "flows.cli", "up"], cwd=tmp_path, env=clean_environment())
+    try:
+        until(made, 120)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(60) == 130
+        assert "mlflow" in json.loads((tmp_path / ".btm/stack/stack.json").read_text())["new"]
+        done = btm("up", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / ".btm/stack/stack.json").read_text())["new"] == []
+    finally:
+        first.kill()
+        btm("down", cwd=tmp_path)
 
 
 @pytest.mark.slow
