@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from btm_core.config import ExperimentConfig
     from btm_core.data import Catalog
     from btm_core.importing import Imported, Probe
+    from btm_core.models import Classifier
 
 __all__ = ["import_checkpoint"]
 
@@ -59,22 +61,48 @@ def import_checkpoint(
     )
     catalog = scan(experiment.data) if experiment is not None else None
     order = _order(imported, catalog, classes, sorted_by_count)
-    tensors = dict(imported.tensors)
+    notes = [*imported.notes]
     if order is not None:
-        for name in ("head.weight", "head.bias"):
-            tensors[name] = tensors[name][order]
+        notes.append("the head's rows were put into the data set's order")
+    if sorted_by_count and experiment is not None and catalog is not None:
+        order, note = _settled(imported, experiment, catalog, order)
+        notes += note
+    tensors = _reordered(imported.tensors, order)
     metadata = _metadata(imported, experiment, catalog, order, source)
 
     def proof(file: Path) -> "Probe | None":
         if experiment is None or catalog is None or imported.num_classes is None:
             return None
-        return _probe(imported, experiment, catalog, file)
+        return importing.probe(_model(imported, experiment, catalog, file), catalog, experiment.data.input)
 
     result = _write(tensors, metadata, output, proof)
     if as_json:
-        print(json.dumps(_document(imported, output, result), indent=1))
+        print(json.dumps(_document(imported, output, notes, result), indent=1))
     else:
-        _print(imported, output, result, order is not None)
+        _print(imported, output, notes, result)
+
+
+def _reordered(tensors: "dict[str, Tensor]", order: list[int] | None) -> "dict[str, Tensor]":
+    heads = ("head.weight", "head.bias") if order is not None else ()
+    return {name: tensor[order] if name in heads else tensor for name, tensor in tensors.items()}
+
+
+def _settled(
+    imported: "Imported", experiment: "ExperimentConfig", catalog: "Catalog", order: list[int] | None
+) -> tuple[list[int] | None, list[str]]:
+    """Return the order (C,) with the classes of equal counts told apart, and what to say of it."""
+    from btm_core.checkpoints import save_tensors
+    from btm_core.importing import settle_ties
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "sorted.safetensors"
+        save_tensors(_reordered(imported.tensors, order), file)
+        rows = settle_ties(_model(imported, experiment, catalog, file), catalog, experiment.data.input).tolist()
+    moved = sum(row != c for c, row in enumerate(rows))
+    if not moved:
+        return order, []
+    note = f"{moved} classes whose counts others share changed places, by what the network says of training images"
+    return [order[row] if order is not None else row for row in rows], [note]
 
 
 def _write(
@@ -128,7 +156,7 @@ def _order(imported: "Imported", catalog: "Catalog | None", classes: Path | None
             "--classes and --sorted-by-count need a head, and --data to know the classes of the data set"
         )
     if by_count:
-        from btm_core.importing.probe import sorted_by_count
+        from btm_core.importing.class_order import sorted_by_count
 
         theirs = sorted_by_count(catalog.uncarved_counts).tolist()
     else:
@@ -196,23 +224,22 @@ def _metadata(
     )
 
 
-def _probe(imported: "Imported", experiment: "ExperimentConfig", catalog: "Catalog", output: Path) -> "Probe":
+def _model(imported: "Imported", experiment: "ExperimentConfig", catalog: "Catalog", file: Path) -> "Classifier":
     from btm_core.checkpoints import load_into
-    from btm_core.importing import probe
     from btm_core.models import build_model
 
     model = build_model(imported.backbone, catalog.num_classes, experiment.data.input.channels)
-    load_into(model, output)
-    return probe(model, catalog, experiment.data.input)
+    load_into(model, file)
+    return model
 
 
-def _document(imported: "Imported", output: Path, result: "Probe | None") -> dict[str, Any]:
-    facts = ("family", "backbone", "num_classes", "mapped", "dropped", "notes")
-    named = {name: getattr(imported, name) for name in facts}
-    return {"output": str(output), **named, "missing": [], "probe": None if result is None else asdict(result)}
+def _document(imported: "Imported", output: Path, notes: list[str], result: "Probe | None") -> dict[str, Any]:
+    named = {name: getattr(imported, name) for name in ("family", "backbone", "num_classes", "mapped", "dropped")}
+    proof = None if result is None else asdict(result)
+    return {"output": str(output), **named, "notes": notes, "missing": [], "probe": proof}
 
 
-def _print(imported: "Imported", output: Path, result: "Probe | None", reordered: bool) -> None:
+def _print(imported: "Imported", output: Path, notes: list[str], result: "Probe | None") -> None:
     from flows.terminal import say
 
     kind = f"{imported.num_classes} classes" if imported.num_classes is not None else "no head"
@@ -225,7 +252,7 @@ def _print(imported: "Imported", output: Path, result: "Probe | None", reordered
     for reason, count in reasons.items():
         say(f"  dropped  {count} tensors: {reason}")
     say("  missing  nothing")
-    for note in [*imported.notes, *(["the head's rows were put into the data set's order"] if reordered else [])]:
+    for note in notes:
         say(f"  note     {note}")
     if result is not None:
         say(
