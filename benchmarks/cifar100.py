@@ -7,7 +7,9 @@ a class are taken (class 0 keeps all of its own, so it is not judged). Nothing i
 setting goes to standard output.
 
 `report NAME RUN.json ...` gathers what `btm run ... --json` printed, one file a run, into benchmarks/results/NAME.json
-and .md beside the published figures. Runs are named METHOD-SEED.json. `render NAME` writes the Markdown again.
+and .md beside the published figures, with the stage 1, the test split and the settings that the runs' reports name.
+Runs are named METHOD-SEED.json. What `comment` in NAME.json says of gaps is kept; `render NAME` writes the Markdown
+again.
 """
 
 import json
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from btm_core.storage import file_digest
 
 RESULTS = Path(__file__).parent / "results"
 CANDIDATES: dict[str, dict[str, Any]] = {
@@ -172,9 +176,13 @@ def save(model: Any, path: Path) -> None:
 def report(name: str, files: list[Path]) -> None:
     """Gather runs into benchmarks/results/NAME.json and .md."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    experiments, splits = {}, set()
     for file in sorted(files):
         answer = json.loads(file.read_text())
         method = file.stem.rsplit("-", 1)[0]
+        told = json.loads(Path(answer["report"].removeprefix("file://")).with_suffix(".json").read_text())
+        experiments[method] = told["experiment"]
+        splits.add(told["data"]["splits"]["test"]["hash"])
         rows = {row["name"]: {key: row[key] for key in FIGURES} for row in answer["models"]}
         facts = {"seed": answer["seed"], "seconds": answer["seconds"], "trained": answer["trained_stages"]}
         runs["stage 1"].append({**facts, **rows["stage 1"]})
@@ -192,11 +200,17 @@ def report(name: str, files: list[Path]) -> None:
             means[key] = {"mean": float(np.mean(values)), "std": std}
         published = PUBLISHED.get(row_name)
         summary[row_name] = {"n": len(rows_of), "summary": means, "runs": rows_of, "published": published}
+    target = RESULTS / f"{name}.json"
+    starts = sorted({experiment["pretrain"]["checkpoint"] for experiment in experiments.values()} - {None})
     facts = {
         "device": f"CPU, {platform.machine()}, bfloat16 autocast",
         "versions": {package: version(package) for package in ("btm", "torch", "numpy")},
+        "stage_1": [{"file": Path(start).name, "sha256": file_digest(Path(start))[0]} for start in starts],
+        "test_split": sorted(splits),
+        "comment": json.loads(target.read_text()).get("comment", []) if target.exists() else [],
+        "experiments": experiments,
     }
-    RESULTS.joinpath(f"{name}.json").write_text(json.dumps({**facts, "rows": summary}, indent=1) + "\n")
+    target.write_text(json.dumps({**facts, "rows": summary}, indent=1) + "\n")
     render(name)
 
 
@@ -214,6 +228,9 @@ def render(name: str) -> None:
         f"{document['device']}; {versions}. Percent, of the test split; mean ± standard deviation over seeds of BTM "
         f"and post-training, all from one stage 1. Runs that fine-tuned took: {seconds} (beside other work).",
         "",
+        *(f"Stage 1: `{start['file']}`, sha256 {start['sha256']}." for start in document["stage_1"]),
+        f"Test split: {', '.join(document['test_split'])}.",
+        "",
         "| row | n | " + " | ".join(FIGURES) + " | published H / G / lowest / Acc |",
         "|---" * (len(FIGURES) + 3) + "|",
     ]
@@ -221,7 +238,8 @@ def render(name: str) -> None:
         cells = [_cell(**row["summary"][key]) for key in FIGURES]
         known = " / ".join(map(str, row["published"])) if row["published"] else ""
         lines.append(f"| {row_name} | {row['n']} | " + " | ".join(cells) + f" | {known} |")
-    RESULTS.joinpath(f"{name}.md").write_text("\n".join(lines) + "\n")
+    lines += ["", *(f"- {sentence}" for sentence in document["comment"])]
+    RESULTS.joinpath(f"{name}.md").write_text("\n".join(lines).rstrip() + "\n")
     print("\n".join(lines))
 
 
