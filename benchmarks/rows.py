@@ -31,11 +31,11 @@ def _row(
 ) -> dict[str, Any]:
     return {
         "name": name,
-        "value": round(statistics.median(values), 2),
+        "value": round(statistics.median(values), 3),
         "unit": unit,
         "target": target,
         "holds": holds,
-        "spread": [round(min(values), 2), round(max(values), 2)],
+        "spread": [round(min(values), 3), round(max(values), 3)],
         "repetitions": len(values),
         **facts,
     }
@@ -51,20 +51,13 @@ def seconds(work: Callable[[], Any], repetitions: int) -> list[float]:
     return times
 
 
-def row(name: str, times: list[float], target: float, **more: Any) -> dict[str, Any]:
-    """Return the row of times whose median must be under `target` seconds, and print it."""
-    value = statistics.median(times)
-    result = {
-        "name": name,
-        "value": round(value, 3),
-        "unit": "s",
-        "target": target,
-        "holds": value < target,
-        "spread": [round(min(times), 3), round(max(times), 3)],
-        "repetitions": len(times),
-        **more,
-    }
-    print(f"{name:<64} {value:8.3f} s   (under {target:g} s: {'yes' if result['holds'] else 'NO'})", flush=True)
+def row(name: str, times: Sequence[float], target: float, **facts: Any) -> dict[str, Any]:
+    """Return the row of times whose median may be at most `target` seconds, and print it."""
+    result = at_most(name, times, "s", target, **facts)
+    print(
+        f"{name:<64} {result['value']:8.3f} s   (at most {target:g} s: {'yes' if result['holds'] else 'NO'})",
+        flush=True,
+    )
     return result
 
 

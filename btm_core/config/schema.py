@@ -35,6 +35,7 @@ Backbone = Literal[
     "resnet32",
     "resnet44",
     "resnet56",
+    "cifar_resnet18",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -45,7 +46,8 @@ Backbone = Literal[
     "resnext101_32x8d",
 ]
 BACKBONES: tuple[str, ...] = get_args(Backbone)
-"""20, 32, 44 and 56 layers are the CIFAR ResNets; the others are torchvision's."""
+"""20, 32, 44 and 56 layers are the CIFAR ResNets; the others are torchvision's, `cifar_resnet18` with a first layer for
+images of 32 pixels."""
 
 Part = Literal["all", "backbone", "head", "last_block_and_head", "last_block_head_and_norms"]
 

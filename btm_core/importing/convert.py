@@ -240,6 +240,9 @@ def _recognised(layout: Layout, source: Path) -> str:
     elif "layer1.0.conv2.weight" in names and layout.tensors["backbone.layer1.0.conv2.weight"].dim() == 4:
         width, group = layout.tensors["backbone.layer1.0.conv2.weight"].shape[:2]
         found = TORCHVISION.get((blocks, "layer1.0.conv3.weight" in names, width, group))  # type: ignore[arg-type]
+        first = layout.tensors.get("backbone.conv1.weight")
+        if found == "resnet18" and first is not None and first.shape[-1] == 3:
+            found = "cifar_resnet18"
     if found is None:
         raise CheckpointError(
             f"{source}: no backbone here has blocks {blocks}; if one does, name it with --backbone, else this "

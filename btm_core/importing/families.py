@@ -210,7 +210,7 @@ def _single(state: Mapping[str, Any]) -> Layout:
         elif name == "n_averaged":
             layout.dropped[name] = "how many weights were averaged"
         elif not name.startswith(f"{head}."):
-            layout.take(f"backbone.{name}", name, tensor)
+            layout.take(f"backbone.{name.replace('.shortcut.', '.downsample.')}", name, tensor)  # PASCL on CIFAR
     layout.head(tensors, head)
     return layout
 

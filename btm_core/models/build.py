@@ -59,11 +59,14 @@ def _torchvision_resnet(backbone: str, num_classes: int, channels: int) -> Class
 
     if backbone == "resnext101_32x4d":  # the one of PaCo; torchvision has no builder for it
         network = resnet.ResNet(resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+    elif backbone == "cifar_resnet18":  # the one of PASCL on CIFAR: https://github.com/kuangliu/pytorch-cifar
+        network = resnet.resnet18(weights=None)
+        network.conv1, network.maxpool = nn.Conv2d(channels, 64, 3, 1, 1, bias=False), nn.Identity()
     elif backbone in BACKBONES:
         network = getattr(resnet, backbone)(weights=None)
     else:
         raise ConfigError(f"unknown backbone {backbone!r}; known are {', '.join(BACKBONES)}")
-    if channels != 3:
+    if channels != network.conv1.in_channels:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     feature_dim = network.fc.in_features
     network.fc = nn.Identity()

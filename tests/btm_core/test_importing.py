@@ -92,6 +92,13 @@ def bare_pascl(model: Classifier) -> dict[str, Any]:
     return prefixed({**backbone, **head, **others}, "module.")
 
 
+def pascl_on_cifar(model: Classifier) -> dict[str, Any]:
+    backbone, head = parts(model)
+    state = {name.replace(".downsample.", ".shortcut."): tensor for name, tensor in backbone.items()} | linear(head)
+    state |= linear(head, "aux_linear") | {"projection.0.weight": torch.zeros(4, 4)}
+    return {"model": prefixed(state, "module."), "optimizer": {}, "scheduler": {}, "epoch": 1}
+
+
 def decoupling(model: Classifier) -> dict[str, Any]:
     backbone, head = parts(model)
     best = {"feat_model": prefixed(backbone, "module."), "classifier": prefixed(head, "module.")}
@@ -110,6 +117,7 @@ FORMATS = {
     "otmix": (otmix, "resnet20"),
     "pascl": (pascl, "resnet18"),
     "pascl, bare": (bare_pascl, "resnet18"),
+    "pascl, cifar": (pascl_on_cifar, "cifar_resnet18"),
     "decoupling": (decoupling, "resnet34"),
     "torchvision": (torchvision, "resnet50"),
 }
