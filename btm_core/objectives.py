@@ -70,11 +70,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def run(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Return network(x) as float32, computed in the objective's precision."""
+        """Return network(x) as float32, or float64 of a network that is, computed in the objective's precision."""
         low = self.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
             out: Tensor = network(x)
-        return out.float()
+        return out if out.dtype == torch.float64 else out.float()
 
 
 class Supervised(Objective):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gradients import check_gradient
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 from torch import nn
@@ -31,7 +32,7 @@ METHODS = ("mislas", "crt", "lws", "balanced_softmax", "gml", "h2t")
 INSTANCE = ("balanced_softmax", "gml")
 
 
-def wrapped_of(method: str, **values: Any) -> tuple[PostTraining, Trainer]:
+def wrapped_of(method: str, double: bool = False, **values: Any) -> tuple[PostTraining, Trainer]:
     """A method on the network x -> W x + b."""
     torch.manual_seed(0)
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), 8, 4, "1")
@@ -42,7 +43,7 @@ def wrapped_of(method: str, **values: Any) -> tuple[PostTraining, Trainer]:
     with torch.no_grad():  # losses that differ, and a scale that is seen
         model.head.weight.mul_(6)
         wrapped.scale.copy_(torch.tensor([1.0, 0.5, 2.0, 1.5]))
-    return wrapped, trainer
+    return wrapped.double() if double else wrapped, trainer
 
 
 def logits_of(wrapped: PostTraining, x: torch.Tensor) -> NDArray[np.float64]:
@@ -72,30 +73,50 @@ SMOOTH = {"smoothing_head": 0.5, "smoothing_tail": 0.2}
 @pytest.mark.parametrize("reweight", WEIGHTS)
 @pytest.mark.parametrize("method", ["mislas", "crt", "lws", "h2t"])
 def test_losses_that_can_be_weighted(method: str, reweight: str) -> None:
-    wrapped, _ = wrapped_of(method, reweight=reweight, **SMOOTH)
+    wrapped, _ = wrapped_of(method, double=True, reweight=reweight, **SMOOTH)
     assert type(wrapped.loss) is (LabelAwareSmoothing if method == "mislas" else nn.CrossEntropyLoss)
-    x = torch.randn(8, 1, 4, 4)
+    x = torch.randn(8, 1, 4, 4).double()
     smoothing = (0.5, 0.2) if method == "mislas" else (0, 0)
     expected = smoothed(logits_of(wrapped, x), *smoothing, WEIGHTS[reweight])
-    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.4])
 def test_balanced_softmax_adds_tau_times_the_logarithm_of_the_counts(tau: float) -> None:
-    wrapped, _ = wrapped_of("balanced_softmax", tau=tau)
+    wrapped, _ = wrapped_of("balanced_softmax", double=True, tau=tau)
     assert type(wrapped.loss) is BalancedSoftmax
-    x = torch.randn(8, 1, 4, 4)
+    x = torch.randn(8, 1, 4, 4).double()
     expected = smoothed(logits_of(wrapped, x) + tau * np.log(COUNTS), 0, 0, WEIGHTS["none"])
-    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("power", [1.0, 3.0])
 def test_gml_takes_the_power_that_is_asked_for(power: float) -> None:
-    wrapped, _ = wrapped_of("gml", gml_power=power)
+    wrapped, _ = wrapped_of("gml", double=True, gml_power=power)
     assert type(wrapped.loss) is GeometricMeanLoss
-    x = torch.randn(8, 1, 4, 4)
+    x = torch.randn(8, 1, 4, 4).double()
     expected = geometric(logits_of(wrapped, x), power)
-    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-5)
+    assert loss_of(wrapped, Batch(x, torch.from_numpy(Y))) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mixup_alpha", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("method", "values"),
+    [
+        ("mislas", SMOOTH),
+        ("mislas", {**SMOOTH, "reweight": "effective"}),
+        ("crt", {"reweight": "inverse"}),
+        ("lws", {}),
+        ("balanced_softmax", {"tau": 0.4}),
+        ("gml", {"gml_power": 3.0}),
+        ("h2t", {"h2t_ratio": 0.25}),
+    ],
+)
+def test_gradients(method: str, values: dict[str, Any], mixup_alpha: float) -> None:
+    wrapped, _ = wrapped_of(method, double=True, mixup_alpha=mixup_alpha, **values)
+    x, other = torch.randn(2, 8, 1, 4, 4).double()
+    y = torch.from_numpy(Y)
+    check_gradient(wrapped, Batch(x, y, (), Batch(other, y.flip(0)) if method == "h2t" else None))
 
 
 def loss_of(wrapped: PostTraining, batch: Batch, seed: int = 0) -> float:
@@ -103,8 +124,8 @@ def loss_of(wrapped: PostTraining, batch: Batch, seed: int = 0) -> float:
 
 
 def test_h2t_takes_a_share_of_the_features_from_the_second_stream() -> None:
-    wrapped, _ = wrapped_of("h2t", h2t_ratio=0.25)
-    x, other = torch.randn(2, 8, 1, 4, 4)
+    wrapped, _ = wrapped_of("h2t", double=True, h2t_ratio=0.25)
+    x, other = torch.randn(2, 8, 1, 4, 4).double()
     batch = Batch(x, torch.from_numpy(Y), (), Batch(other, torch.from_numpy(Y).flip(0)))
     heads: list[torch.Tensor] = []
     wrapped.model.head.register_forward_pre_hook(lambda module, inputs: heads.append(inputs[0]))
@@ -115,7 +136,7 @@ def test_h2t_takes_a_share_of_the_features_from_the_second_stream() -> None:
     assert taken.sum() == 2  # a quarter of 8, the same for all images of the batch
     assert torch.equal(heads[0][:, ~taken], main[:, ~taken])
     z = (wrapped.scale * wrapped.model.head(heads[0])).detach().double().numpy()
-    assert loss == pytest.approx(smoothed(z, 0, 0, WEIGHTS["none"]), rel=1e-5)  # the main stream's labels alone
+    assert loss == pytest.approx(smoothed(z, 0, 0, WEIGHTS["none"]), rel=1e-6)  # the main stream's labels alone
     loss_of(wrapped, batch, seed=1)
     assert ((heads[-1] == second).all(0) != taken).any()  # drawn anew for each batch
 
