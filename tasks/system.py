@@ -65,16 +65,29 @@ class SystemMonitor:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit."""
+    """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit.
+
+    A container's use counts files that the kernel holds in memory, and drops when memory is asked for. Those not in
+    recent use are taken off, as Kubernetes does for its working set (https://kubernetes.io/docs/concepts/
+    scheduling-eviction/node-pressure-eviction/): reading a data set fills any container with them.
+    """
     free: int = psutil.virtual_memory().available
-    for folder, limit, used in (
-        ("", "memory.max", "memory.current"),  # the two versions of Linux's control groups, as a container sees them
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for folder, limit, used, droppable in (  # the two versions of Linux's control groups, as a container sees them
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
+        group = CONTROL_GROUP / folder
         with suppress(OSError, ValueError):  # no such group, or no limit
-            bound, taken = (int(Path(CONTROL_GROUP, folder, name).read_text()) for name in (limit, used))
-            free = min(free, max(bound - taken, 0))
+            bound, taken = (int((group / name).read_text()) for name in (limit, used))
+            free = min(free, max(bound - taken + _statistic(group / "memory.stat", droppable), 0))
     return free
+
+
+def _statistic(file: Path, name: str) -> int:
+    """Return a number from a file of lines `name number`; 0 if it is not there."""
+    with suppress(OSError):  # some sandboxes show only limit and use
+        return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name), 0)
+    return 0
 
 
 @dataclass(frozen=True)
