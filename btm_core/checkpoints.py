@@ -62,7 +62,7 @@ def save_checkpoint(model: Classifier, path: Path, metadata: CheckpointMetadata)
 def read_metadata(path: Path | str) -> CheckpointMetadata | None:
     """Return the metadata of a checkpoint, None if it carries none of ours. Raises CheckpointError if unreadable.
 
-    `path` may be a URL, of which no more is read than that; StoreError if nobody answers there.
+    `path` may be a URL; of a file in S3 no more is read than that. Raises StoreError if nobody answers there.
     """
     try:
         with _opened(path) as file:

@@ -156,7 +156,7 @@ def visible_gpus() -> int:
 
 @cache
 def _listed_gpus(program: str) -> int:
-    """Return how many GPUs nvidia-smi lists; once a process, for it takes a second where the driver has to wake up."""
+    """Return how many GPUs nvidia-smi lists. It is asked once a process: each order to a worker wants to know."""
     listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False).stdout
     return sum(line.startswith("GPU ") for line in listing.splitlines())
 

@@ -67,9 +67,9 @@ class SystemMonitor:
 def available_memory() -> int:
     """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit.
 
-    A container's use counts files that the kernel holds in memory, and drops when memory is asked for. Those not in
-    recent use are taken off, as Kubernetes does for its working set (https://kubernetes.io/docs/concepts/
-    scheduling-eviction/node-pressure-eviction/): reading a data set fills any container with them.
+    What a container uses counts files that the kernel keeps in memory until that is asked for, and reading a data set
+    fills any container with them. Those that were not used lately are taken off, as Kubernetes does for a working set:
+    https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/
     """
     free: int = psutil.virtual_memory().available
     for folder, limit, used, droppable in (  # the two versions of Linux's control groups, as a container sees them
@@ -86,7 +86,10 @@ def available_memory() -> int:
 def _statistic(file: Path, name: str) -> int:
     """Return a number from a file of lines `name number`; 0 if it is not there."""
     with suppress(OSError):  # some sandboxes show only limit and use
-        return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.split()[0] == name), 0)
+        for line in file.read_text().splitlines():
+            key, _, number = line.partition(" ")
+            if key == name:
+                return int(number)
     return 0
 
 
