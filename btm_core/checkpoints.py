@@ -3,15 +3,17 @@
 Keys are `backbone.*` and `head.*`; the metadata holds what is needed to use the weights and to know their origin.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from btm_core.errors import CheckpointError, some_of
+from btm_core.errors import CheckpointError, StoreError, some_of
 from btm_core.models import Classifier, build_model
 from btm_core.tensor_files import load_tensors, read_header
 
@@ -57,15 +59,20 @@ def save_checkpoint(model: Classifier, path: Path, metadata: CheckpointMetadata)
     save_tensors(model.state_dict(), path, {METADATA_KEY: metadata.model_dump_json()})
 
 
-def read_metadata(path: Path) -> CheckpointMetadata | None:
-    """Return the metadata of a checkpoint, None if it carries none of ours. Raises CheckpointError if unreadable."""
+def read_metadata(path: Path | str) -> CheckpointMetadata | None:
+    """Return the metadata of a checkpoint, None if it carries none of ours. Raises CheckpointError if unreadable.
+
+    `path` may be a URL; of a file in S3 no more is read than that. Raises StoreError if nobody answers there.
+    """
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             header = read_header(file, str(path))
     except FileNotFoundError:
         raise CheckpointError(f"checkpoint {path} does not exist") from None
     except IsADirectoryError:
         raise CheckpointError(f"checkpoint {path} is a folder, expected a safetensors file") from None
+    except StoreError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     try:
@@ -81,6 +88,18 @@ def read_metadata(path: Path) -> CheckpointMetadata | None:
             f"{path} has a head of shape {list(head.shape)}, and names {len(metadata.class_names)} classes"
         )
     return metadata
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[BinaryIO]:
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            yield file
+        return
+    from btm_core.storage import open_ranges  # whoever has a local file needs no object storage
+
+    with open_ranges(path) as ranges:
+        yield ranges.stream()
 
 
 def load_into(model: Classifier, path: Path) -> None:

@@ -31,7 +31,7 @@ class Wishes:
 
     Fields:
     - test: file of the test split; test_share: of each class, if there is no test split.
-    - start: safetensors file of a stage 1 or of a trained backbone.
+    - start: safetensors file of a stage 1 or of a trained backbone, a path or URL.
     - gpus: that training may use.
     """
 
@@ -170,20 +170,21 @@ def _below(part: Split) -> Split:
 
 
 def _started(file: str, catalog: Catalog) -> Start:
-    """Return what a checkpoint says of itself: a stage 1 for these classes, or a backbone."""
+    """Return what a checkpoint, a path or URL, says of itself: a stage 1 for these classes, or a backbone."""
     from btm_core.checkpoints import read_metadata  # imports torch
 
-    path = Path(file).expanduser()
-    metadata = read_metadata(path)
+    where = file if "://" in file else Path(file).expanduser().resolve()
+    metadata = read_metadata(where)
     if metadata is None:
+        own, copied = (file, "") if isinstance(where, Path) else (Path(file).name, " of a copy here")
         raise ConfigError(
-            f"{file} does not say what network it is; make one that does: btm import-checkpoint {file} -o "
+            f"{file} does not say what network it is; make one that does{copied}: btm import-checkpoint {own} -o "
             "stage1.safetensors --data my.yaml"
         )
     same = metadata.class_names == tuple(catalog.class_names)
     return Start(
         "checkpoint" if same else "initial",
-        str(path.resolve()),
+        str(where),
         metadata.backbone,
         metadata.size,
         metadata.channels,

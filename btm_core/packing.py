@@ -24,10 +24,10 @@ __all__ = ["PackTrainer", "can_pack", "training_bytes"]
 
 
 def can_pack(trainers: Sequence[Trainer]) -> bool:
-    """Whether trainers can train together: one recipe and architecture, the same epoch, as many images each."""
+    """Whether trainers can train together: one recipe, loss and architecture, the same epoch, as many images each."""
     for one in trainers:
         objective = one.objective
-        if type(objective) is not Supervised or list(objective.loss.buffers()) or one.companion or one.group:
+        if type(objective) is not Supervised or _settings(objective.loss) is None or one.companion or one.group:
             return False
     alike = [(_shape(one), one.config, one.epoch, len(one.data), one.device) for one in trainers]
     return alike.count(alike[0]) == len(trainers)
@@ -38,7 +38,24 @@ def _shape(trainer: Trainer) -> tuple[object, ...]:
     objective = cast(Supervised, trainer.objective)
     tensors = {name: tensor.shape for name, tensor in objective.state_dict().items()}
     trained = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
-    return str(objective.network), tensors, trained, objective.precision, objective.mixup_alpha
+    loss = _settings(objective.loss)
+    return str(objective.network), tensors, trained, loss, objective.precision, objective.mixup_alpha
+
+
+def _settings(loss: nn.Module) -> list[tuple[type, dict[str, object]]] | None:
+    """Return type and settings of a loss and of what it is made of; None if it holds more than plain values.
+
+    One loss computes for all members, so theirs have to be the same: a module's text does not tell all settings, and of
+    tensors nobody could say so cheaply.
+    """
+    of_any_module = vars(nn.Module())
+    found = [
+        (type(part), {name: value for name, value in vars(part).items() if name not in of_any_module})
+        for part in loss.modules()
+    ]
+    values = [value for _, settings in found for value in settings.values()]
+    plain = all(isinstance(value, str | int | float | None) for value in values)
+    return found if plain and not loss.state_dict() and not list(loss.buffers()) else None
 
 
 class PackTrainer:

@@ -4,9 +4,11 @@ A is the reference ("before"), B what is compared with it. `btm_core.comparison`
 several runs. C classes.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURES",
-    "LETTERS",
     "Evaluated",
     "cautions",
     "cells",
     "changes",
+    "lettered",
     "most_lost",
     "pair_document",
     "pair_html",
@@ -57,8 +59,6 @@ FIGURES = {
 }
 """The figures of a summary, fractions, and their headings."""
 
-LETTERS = "BCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""What the models that are compared with A are called, in order."""
 SHOWN = 50
 """Of the classes that lost most so many are listed on a page."""
 
@@ -95,6 +95,17 @@ def side_by_side(models: Sequence[Evaluated]) -> dict[str, Any]:
     require_comparable([model.evidence for model in models], [model.spec or model.name for model in models])
     first, second, *rest = models
     return {**pair_document(first, second), "others": [pair_document(first, other) for other in rest]}
+
+
+def lettered(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the pairs of a document of `side_by_side` by what the model is called that is compared with A.
+
+    That is B to Z, then AA, AB and so on, like the columns of a spreadsheet.
+    """
+    pairs = [document, *document["others"]]
+    words = (itertools.product(ascii_uppercase, repeat=length) for length in itertools.count(1))
+    names = map("".join, itertools.chain.from_iterable(words))
+    return dict(zip(itertools.islice(names, 1, len(pairs) + 1), pairs, strict=True))
 
 
 def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
@@ -219,11 +230,9 @@ def side_by_side_html(document: dict[str, Any], shown: int = SHOWN) -> str:
     """Return the document of `side_by_side` as one page that needs nothing beside it."""
     from markupsafe import Markup
 
-    lettered = dict(zip(LETTERS, [document, *document["others"]], strict=False))
-    parts = {
-        letter: (changes(pair, letter), Markup(pair_html(pair, letter, shown))) for letter, pair in lettered.items()
-    }
-    models = {"A": document["a"], **{letter: pair["b"] for letter, pair in lettered.items()}}
+    pairs = lettered(document)
+    parts = {letter: (changes(pair, letter), Markup(pair_html(pair, letter, shown))) for letter, pair in pairs.items()}
+    models = {"A": document["a"], **{letter: pair["b"] for letter, pair in pairs.items()}}
     images = sum(row["test_images"] for row in document["per_class"])
     return render_page("side_by_side.html.j2", document=document, models=models, parts=parts, images=images)
 

@@ -84,13 +84,12 @@ def _folder(output: str | None, settings: "RuntimeSettings", document: dict[str,
 
 def _write(document: dict[str, Any], folder: "Folder") -> dict[str, str]:
     """Write the comparison as HTML, Markdown and JSON; return where the page and the Markdown are."""
-    from btm_core.side_by_side import LETTERS, pair_markdown, side_by_side_html
+    from btm_core.side_by_side import lettered, pair_markdown, side_by_side_html
 
     urls = {"report": folder.locate("compare.html"), "markdown": folder.locate("compare.md")}
-    pairs = zip(LETTERS, [document, *document["others"]], strict=False)
     texts = {
         "compare.json": json.dumps(document | urls, indent=1),
-        "compare.md": "\n".join(pair_markdown(pair, letter) for letter, pair in pairs),
+        "compare.md": "\n".join(pair_markdown(pair, letter) for letter, pair in lettered(document).items()),
         "compare.html": side_by_side_html(document),
     }
     for name, text in texts.items():

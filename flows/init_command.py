@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["init"]
 
 WHERE = "Where are the images? (a folder, a list, CSV, Parquet or JSON file; a path or s3:// URL)"
-START = "Start from a trained network? (its .safetensors file; nothing: train from the beginning)"
+START = "Start from a trained network? (its .safetensors file, a path or URL; nothing: train from the beginning)"
 GOALS_ASKED = "What for? (try: minutes; normal; best: as long as the paper trained)"
 
 
@@ -35,7 +35,7 @@ def init(
         float, typer.Option(min=0.01, max=0.5, help="Without a test split: share of each class that becomes it.")
     ] = 0.2,
     start: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A stage 1, or a trained backbone (.safetensors).")
+        str | None, typer.Option(metavar="FILE", help="A stage 1, or a trained backbone (.safetensors); a path or URL.")
     ] = None,
     goal: Annotated[str | None, typer.Option(help="try, normal or best: how long to train.")] = None,
     backbone: Annotated[str | None, typer.Option(help="The network; default: by the size of the images.")] = None,

@@ -166,13 +166,13 @@ def print_evaluation(document: dict[str, Any]) -> None:
 
 def print_side_by_side(document: dict[str, Any], lost: int) -> None:
     """Print models side by side: the figures of each and of A, which classes lost most, and where the report is."""
-    from btm_core.side_by_side import LETTERS, cautions, changes
+    from btm_core.side_by_side import cautions, changes, lettered
 
-    a, lettered = document["a"], dict(zip(LETTERS, [document, *document["others"]], strict=False))
-    for letter, model in {"A": a, **{letter: pair["b"] for letter, pair in lettered.items()}}.items():
+    a, pairs = document["a"], lettered(document)
+    for letter, model in {"A": a, **{letter: pair["b"] for letter, pair in pairs.items()}}.items():
         typed = f", {model['spec']}" if model["spec"] != model["name"] else ""
         say(f"{letter}  {model['name']}  ({model['kind']}{typed})")
-    for letter, pair in lettered.items():
+    for letter, pair in pairs.items():
         say()
         _print_figures(pair, letter)
         say("\n".join([changes(pair, letter), *cautions(pair)]) + "\n")

@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -149,9 +150,14 @@ def visible_gpus() -> int:
     named = _named_gpus()
     if named is not None:
         return len(named)
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    program = shutil.which("nvidia-smi")
+    return 0 if program is None else _listed_gpus(program)
+
+
+@cache
+def _listed_gpus(program: str) -> int:
+    """Return how many GPUs nvidia-smi lists. It is asked once a process: each order to a worker wants to know."""
+    listing = subprocess.run([program, "-L"], capture_output=True, text=True, check=False).stdout
     return sum(line.startswith("GPU ") for line in listing.splitlines())
 
 

@@ -150,7 +150,7 @@ def _publish(step: Step, work: Workspace, seconds: float) -> Artifact:
         config=step.identity(),
         parents=step.parents(),
         versions=versions(),
-        host={**host_facts(), "processes": work.processes, "seconds": round(seconds, 3)},
+        host={**host_facts(), "processes": work.processes, "pack": work.pack, "seconds": round(seconds, 3)},
         logs=(RECORDS,),
     )
     with suppress(StoreError):  # it is made; `btm store gc` clears away what is left

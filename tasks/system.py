@@ -65,16 +65,32 @@ class SystemMonitor:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit."""
+    """Return the bytes of memory that this process may still use: of the machine, or of a container with a limit.
+
+    What a container uses counts files that the kernel keeps in memory until that is asked for, and reading a data set
+    fills any container with them. Those that were not used lately are taken off, as Kubernetes does for a working set:
+    https://kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction/
+    """
     free: int = psutil.virtual_memory().available
-    for folder, limit, used in (
-        ("", "memory.max", "memory.current"),  # the two versions of Linux's control groups, as a container sees them
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for folder, limit, used, droppable in (  # the two versions of Linux's control groups, as a container sees them
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
+        group = CONTROL_GROUP / folder
         with suppress(OSError, ValueError):  # no such group, or no limit
-            bound, taken = (int(Path(CONTROL_GROUP, folder, name).read_text()) for name in (limit, used))
-            free = min(free, max(bound - taken, 0))
+            bound, taken = (int((group / name).read_text()) for name in (limit, used))
+            free = min(free, max(bound - taken + _statistic(group / "memory.stat", droppable), 0))
     return free
+
+
+def _statistic(file: Path, name: str) -> int:
+    """Return a number from a file of lines `name number`; 0 if it is not there."""
+    with suppress(OSError):  # some sandboxes show only limit and use
+        for line in file.read_text().splitlines():
+            key, _, number = line.partition(" ")
+            if key == name:
+                return int(number)
+    return 0
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ class Workspace:
     - pixels: where decoded images are kept.
     - compiled: whether long trainings are to be compiled.
     - sharers: workers that use the device, this one among them.
+    - pack: how many trainings this worker was given to do at once, this one among them.
     """
 
     store: Store
@@ -51,6 +52,7 @@ class Workspace:
     pixels: "PixelStore | None" = None
     compiled: bool = False
     sharers: int = 1
+    pack: int = 1
     records: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -153,6 +155,7 @@ def train_together(works: Sequence[Workspace], trainers: "Sequence[Trainer]") ->
     from btm_core.packing import PackTrainer, can_pack
 
     for work, trainer in zip(works, trainers, strict=True):
+        work.pack = len(works)
         work.restore(trainer)
     numbers = sorted(range(len(trainers)), key=lambda number: trainers[number].epoch)
     for _, group in groupby(numbers, key=lambda number: trainers[number].epoch):

@@ -80,7 +80,7 @@ class PackedPixels:
         device: torch.device | None = None,
     ) -> Tensor:
         """Return pixels (B, K, S, S) uint8."""
-        return self.pixels.to(device or self.pixels.device, non_blocking=True)
+        return self.pixels if device is None else _sent(self.pixels, device)
 
 
 class ImageFiles:
@@ -213,9 +213,7 @@ class LooseImages:
                 lambda image, box: image.resize((size, size), Image.Resampling.BILINEAR, box=box), whole, boxes
             )
         pixels = torch.from_numpy(np.stack([to_array(square) for square in squares]))
-        if device is None or device.type == "cpu":
-            return pixels
-        return pixels.pin_memory().to(device, non_blocking=True)  # else it would wait for all that the GPU has to do
+        return pixels if device is None else _sent(pixels, device)
 
     def _image(self, number: int, channels: int) -> Image.Image:
         content = self.content[number]
@@ -232,6 +230,13 @@ class LooseImages:
 
 
 _decoders = ThreadPoolExecutor(DECODERS)
+
+
+def _sent(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return pixels on a device; a GPU takes them from pinned memory, else it would wait for all that it has to do."""
+    if device.type == "cuda" and not pixels.is_cuda:
+        pixels = pixels.pin_memory()
+    return pixels.to(device, non_blocking=True)
 
 
 def _hexadecimal(digests: NDArray[np.uint8]) -> list[str]:

@@ -1,4 +1,4 @@
-// Tables of classes: see btm_core/class_table.py. Names of classes are data: they only ever become text.
+// Tables of classes: see btm_core/pages/class_table.py. Names of classes are data: they only ever become text.
 "use strict";
 for (const section of document.querySelectorAll(".class-table")) {
   const data = JSON.parse(section.querySelector("script[type='application/json']").textContent);

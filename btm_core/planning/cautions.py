@@ -25,11 +25,15 @@ TRAINING = ("pretrain", "fc", "finetune", "post_train")
 
 @dataclass(frozen=True)
 class Caution:
-    """A key of the configuration, what was found there, and what to do."""
+    """A key of the configuration, what was found there, and what to do.
+
+    A `hint` is no fault of the experiment's: it says what will matter for those that follow.
+    """
 
     key: str
     found: str
     todo: str
+    hint: bool = False
 
 
 def repeats(counts: NDArray[np.int64], subsets: int, shots: int) -> NDArray[np.float64]:
@@ -58,6 +62,7 @@ def cautions(
         *(caution for stage in TRAINING for caution in _on_training(experiment, base, stage)),
         *_on_choices(experiment, validation_counts),
         *_on_storage(needed_bytes, free_bytes),
+        *_on_comparing(experiment, validation_counts),
     ]
 
 
@@ -70,7 +75,7 @@ def _on_sampling(experiment: ExperimentConfig, counts: NDArray[np.int64]) -> Ite
         yield Caution(
             "sampling.shots",
             f"{short:,} of {len(counts):,} classes have fewer than {sampling.shots} training images; they give all "
-            "they have, so no subset is balanced",
+            "they have to every subset, so none is balanced, and all fine-tunes see the same images of them",
             f"collect images of these classes, or lower sampling.shots (the rarest has {counts.min():,})",
         )
     expected = float(repeats(counts, sampling.num_subsets, sampling.shots).max())
@@ -177,3 +182,15 @@ def _on_storage(needed: int, free: int | None) -> Iterator[Caution]:
             f"the run adds {needed / 1e9:.1f} GB to the store, and {free / 1e9:.1f} GB are free there",
             "name another store, or make room: btm store gc",
         )
+
+
+def _on_comparing(experiment: ExperimentConfig, validation_counts: NDArray[np.int64] | None) -> Iterator[Caution]:
+    if validation_counts is not None or experiment.merge.strategy != "uniform":  # of other strategies more is said
+        return
+    yield Caution(
+        "data.validation",
+        "there is no validation split, so several settings could only be compared by figures of the test split, and "
+        "the best of them would look better there than it is",
+        "if you mean to try several, hold images back with data.validation_per_class=2, or name a split",
+        hint=True,
+    )

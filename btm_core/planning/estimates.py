@@ -12,7 +12,7 @@ __all__ = ["Conditions", "Measurement", "Rate", "conditions_of", "makespan", "ra
 
 MUST_EQUAL = ("stage", "method", "part", "backbone", "precision", "size", "channels", "device", "threads", "processes")
 """Where these differ, a rate says nothing of another."""
-BETTER_EQUAL = ("gpu_name", "cores", "machine", "batch_size", "augmentation")
+BETTER_EQUAL = ("gpu_name", "pack", "cores", "machine", "batch_size", "augmentation")
 """Where these differ, a rate is still a guide; those that agree in the first of them come first."""
 MOST = 20
 """Measurements that are pooled: the newest of the best."""
@@ -20,7 +20,10 @@ MOST = 20
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a rate depends on. None is what does not matter (threads, on a GPU), or is not known."""
+    """What a rate depends on. None is what does not matter (threads, on a GPU), or is not known.
+
+    `pack` is how many networks one worker was given to train at once, whatever fitted of them into its memory.
+    """
 
     stage: str
     backbone: str
@@ -32,6 +35,7 @@ class Conditions:
     part: str | None = None
     threads: int | None = None
     processes: int | None = 1
+    pack: int = 1
     gpu_name: str | None = None
     cores: int | None = None
     machine: str | None = None
@@ -84,6 +88,7 @@ def conditions_of(config: Mapping[str, Any], host: Mapping[str, Any], stage: str
         part=own.get("train"),
         threads=None if on_gpu else host.get("threads"),
         processes=host.get("processes", 1),
+        pack=host.get("pack", 1),
         gpu_name=host.get("gpu_name"),
         cores=host.get("cores"),
         machine=host.get("machine"),

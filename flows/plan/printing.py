@@ -28,7 +28,8 @@ def print_plan(plan: dict[str, Any], typed: Typed) -> None:
     _print_time(plan)
     _print_storage(plan)
     for warning in plan["warnings"]:
-        say(f"\nWarning: {warning['key']}: {warning['found']}.\n         {warning['todo']}.")
+        label = "Hint: " if warning["hint"] else "Warning: "
+        say(f"\n{label}{warning['key']}: {warning['found']}.\n{' ' * len(label)}{warning['todo']}.")
     say()
     say_next(_next(plan, typed))
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,6 +107,13 @@ class Timing:
         return self._places[kind]
 
     @cached_property
+    def _packs(self) -> dict[str, int]:
+        """How many fine-tunes are trained at once, by the address of each of them that is to be done."""
+        left = [one for one in self._walk.steps("finetune") if one.state != "found"]
+        sizes = Counter((one.turn, one.pack) for one in left)
+        return {one.step.address: sizes[one.turn, one.pack] for one in left}
+
+    @cached_property
     def _gpu_name(self) -> str | None:
         return next((gpu.name for gpu in gpus()), None)
 
@@ -160,6 +168,7 @@ class Timing:
             "gpu": "0" if on_gpu else None,
             "threads": int(place.devices),
             "processes": self._settings.pretrain_gpus if step.on_several_gpus else 1,
+            "pack": self._packs.get(step.address, 1),
         }
         if self._settings.engine == "local":
             host |= {"cores": os.cpu_count(), "machine": platform.machine()}
@@ -238,6 +247,6 @@ def probe(timing: Timing, experiment: ExperimentConfig, settings: RuntimeSetting
         load, steps, batch = timing.workload(lacking[stage]), int(told["steps"]), int(told["batch_size"])
         cut = f" (cut from {load.batch_size})" if load is not None and batch < load.batch_size else ""
         source = f"a probe of {steps} step{'s' * (steps > 1)} of {batch} images{cut} of noise, one at a time"
-        wanted = replace(timing.conditions(lacking[stage]), processes=1)
+        wanted = replace(timing.conditions(lacking[stage]), processes=1, pack=1)
         measured.append(Measurement(wanted, int(told["images"]), told["seconds"], source))
     return measured

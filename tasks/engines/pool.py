@@ -223,6 +223,7 @@ def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Ev
     """Yield the events of `steps`, all of one kind, done one after another by the first free worker."""
     threads = settings.finetune_threads if steps[0].runs_beside_others else settings.threads
     processes = settings.pretrain_gpus if steps[0].on_several_gpus else 1
+    slots = settings.slots()
     free = pool_of(settings)
     taken = take(free, processes)
     # Which GPUs a process sees is settled when it starts: for several there is a worker of their own.
@@ -237,8 +238,8 @@ def run_in_pool(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Ev
             "checkpoint_seconds": settings.checkpoint_seconds,
             "processes": processes,
             "compiled": settings.compiled,
-            "sharers": settings.slots().count(worker.gpu),
-            "pixels": (settings.pixels_gb, settings.pixels_disk_gb, len(settings.slots())),
+            "sharers": slots.count(worker.gpu),
+            "pixels": (settings.pixels_gb, settings.pixels_disk_gb, len(slots)),
         }
         with on_stop(worker.stop):
             yield from worker.run(order, steps[0].address, settings.deadline_hours * 3600 * len(steps))

@@ -1,8 +1,10 @@
 """Packs: what trains beside others ends where it would alone."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from btm_core.config import FinetuneConfig, InputConfig, PostTrainConfig, TrainConfig
 from btm_core.data.dataset import LabelledImages
-from btm_core.data.images import PackedPixels
+from btm_core.data.images import LooseImages, PackedPixels
 from btm_core.errors import NonFiniteLossError
 from btm_core.losses import BalancedSoftmax
 from btm_core.models import build_model, trainable_modules
@@ -169,10 +171,9 @@ def test_a_state_saved_in_a_pack_goes_on_alone_and_the_other_way_round(config: d
     assert_near(weights(resumed[1]), weights(expected))
 
 
-def with_other_loss(number: int) -> Trainer:
+def with_loss(number: int, loss: nn.Module) -> Trainer:
     network = Double(build_model("small_cnn", CLASSES, 3, seed=7))
-    objective = Supervised(network, BalancedSoftmax([4, 3, 2, 1]))
-    return Trainer(objective, images(number), CONFIG, seed=("finetune", 0, number))
+    return Trainer(Supervised(network, loss), images(number), CONFIG, seed=("finetune", 0, number))
 
 
 def further(number: int) -> Trainer:
@@ -181,21 +182,38 @@ def further(number: int) -> Trainer:
     return one
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        lambda: trainer(1, lr=0.01),
-        lambda: trainer(1, count=44),
-        lambda: further(1),
-        lambda: with_other_loss(1),
-        lambda: trainer(1, part="head"),
-        lambda: trainer(1, backbone="resnet20"),
-    ],
-    ids=["another recipe", "more images", "another epoch", "a loss with state", "another part", "another network"],
-)
-def test_only_what_is_alike_can_be_packed(other: Callable[[], Trainer]) -> None:
+OTHERS: dict[str, Callable[[], Trainer]] = {
+    "another recipe": lambda: trainer(1, lr=0.01),
+    "more images": lambda: trainer(1, count=44),
+    "another epoch": lambda: further(1),
+    "a loss with state": lambda: with_loss(1, BalancedSoftmax([4, 3, 2, 1])),
+    "another smoothing": lambda: with_loss(1, nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "another loss": lambda: with_loss(1, nn.MultiMarginLoss()),
+    "another part": lambda: trainer(1, part="head"),
+    "another network": lambda: trainer(1, backbone="resnet20"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_only_what_is_alike_can_be_packed(other: str) -> None:
     assert can_pack([trainer(0), trainer(1)])
-    assert not can_pack([trainer(0), other()])
+    assert not can_pack([trainer(0), OTHERS[other]()])
+
+
+def test_losses_are_alike_by_all_their_settings() -> None:
+    """Down to those of the losses that a loss is made of; what holds a tensor is never packed."""
+
+    class Mean(nn.Module):
+        def __init__(self, smoothing: float, held: object = None):
+            super().__init__()
+            self.parts = nn.ModuleList([nn.CrossEntropyLoss(label_smoothing=smoothing), nn.MultiMarginLoss(p=2)])
+            self._held = held
+
+    assert can_pack([with_loss(0, Mean(0.1)), with_loss(1, Mean(0.1))])
+    assert not can_pack([with_loss(0, Mean(0.1)), with_loss(1, Mean(0.2))])
+    assert not can_pack([with_loss(0, Mean(0.1, "a")), with_loss(1, Mean(0.1, "b"))])
+    for loss in (Mean(0.1, torch.ones(CLASSES)), nn.CrossEntropyLoss(torch.ones(CLASSES))):
+        assert not can_pack([with_loss(0, loss), with_loss(1, loss)])
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
@@ -209,7 +227,9 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 class _NoWaiting(TorchDispatchMode):
     """Stand for a GPU with the device "meta", and refuse what would make the CPU wait for one.
 
-    That is a number or a size that depends on values, and a copy that waits until it is there.
+    That is a number or a size that depends on values, and a copy that waits until it is there. What it cannot see is
+    where a copy starts: from memory that is not pinned CUDA may wait all the same, above some 64 kB. For images,
+    `test_a_gpu_takes_images_from_pinned_memory` looks at that.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -271,6 +291,31 @@ def test_what_waits_is_noticed() -> None:
         torch.zeros(3).to(META, non_blocking=True)
     with pytest.raises(AssertionError, match="makes the CPU wait"), _NoWaiting():
         torch.unique(there)
+
+
+class _Pinned(TorchDispatchMode):
+    """Note what is pinned. Without a GPU there is no pinned memory, and the copy to CUDA that follows is refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten._pin_memory:
+            self.shapes.append(args[0].shape)
+            if not torch.cuda.is_available():
+                return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_gpu_takes_images_from_pinned_memory() -> None:
+    packed = PackedPixels(torch.zeros(5, 3, 16, 16, dtype=torch.uint8))
+    loose = LooseImages(("a",), (np.zeros((16, 16, 3), np.uint8),))
+    for source, count in ((packed, 5), (loose, 1)):
+        refused = pytest.raises((RuntimeError, AssertionError), match=r"NVIDIA|CUDA")
+        with _Pinned() as pinned, nullcontext() if torch.cuda.is_available() else refused:
+            source.batch(VIEW, None, device=torch.device("cuda"))
+        assert pinned.shapes == [(count, 3, 16, 16)]
 
 
 def test_memory_is_estimated_by_batch_and_network() -> None:

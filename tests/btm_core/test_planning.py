@@ -153,7 +153,27 @@ def test_cautions_fire_and_do_not_fire(case: str) -> None:
 
 def test_the_paper_s_own_setting_is_nothing_to_warn_of() -> None:
     plenty = np.maximum(np.repeat(COUNTS, 20), 12)
-    assert cautions(experiment(), load_experiment("cifar100-lt"), plenty) == []
+    found = cautions(experiment(), load_experiment("cifar100-lt"), plenty)
+    assert [caution.key for caution in found if not caution.hint] == []
+
+
+def test_classes_that_are_in_every_subset_are_told_once() -> None:
+    """The paper's own: a class of 3 images, 10 subsets of 10 shots. In more subsets they are a warning of their own."""
+    counts = np.array([500, 100, 3])
+    for subsets, fires in ((10, ["sampling.shots"]), (11, ["sampling.shots", "sampling.num_subsets"])):
+        found = [one for one in told(counts=counts, sampling__num_subsets=subsets) if one.key.startswith("sampling")]
+        assert keys(found) == fires
+        assert "they give all they have to every subset" in found[0].found
+
+
+def test_without_a_validation_split_that_is_a_hint() -> None:
+    """Once, last, and not where a strategy is told of it already."""
+    *_, hint = told()
+    assert hint.key == "data.validation" and "compared by figures of the test split" in hint.found
+    assert "data.validation_per_class=2" in hint.todo and [one.key for one in told() if one.hint] == [hint.key]
+    carved = experiment(data__validation_per_class=2)
+    assert "data.validation" not in keys(cautions(carved, None, COUNTS * 10, np.full(5, 2)))
+    assert not any(one.hint for one in told(merge__strategy="greedy_h_mean"))
 
 
 def test_what_the_learning_rate_should_be_is_told() -> None:
@@ -224,6 +244,14 @@ def test_the_nearest_measurement_counts_and_what_differs_is_told() -> None:
     assert rate_of(anywhere, [Measurement(changed(device="cuda", threads=None), 1, 1.0, "gpu")]) is not None
 
 
+def test_a_pack_is_another_condition_nearer_than_the_machine() -> None:
+    wanted, alone, other = changed(pack=10), changed(cores=2), changed(pack=10, cores=64)
+    measured = [Measurement(alone, 100, 5.0, "alone"), Measurement(other, 100, 1.0, "packed")]
+    packed, only = rate_of(wanted, measured), rate_of(wanted, measured[:1])
+    assert packed is not None and packed.sources == ("packed",) and packed.differs == ("cores",)
+    assert only is not None and only.differs == ("pack",)
+
+
 def test_conditions_come_from_a_manifest() -> None:
     config = {
         "view": {"size": 32, "channels": 3, "augmentation": "crop"},
@@ -232,8 +260,9 @@ def test_conditions_come_from_a_manifest() -> None:
     }
     old = conditions_of(config, {"gpu": "0", "threads": 4}, "pretrain")
     assert (old.device, old.gpu_name, old.threads, old.method, old.batch_size) == ("cuda", None, None, "paco", 64)
-    new = conditions_of(config, {"gpu": "", "gpu_name": None, "threads": 4}, "pretrain")
-    assert (new.device, new.threads) == ("cpu", 4)
+    assert old.pack == 1
+    new = conditions_of(config, {"gpu": "", "gpu_name": None, "threads": 4, "pack": 5}, "pretrain")
+    assert (new.device, new.threads, new.pack) == ("cpu", 4, 5)
     with pytest.raises(KeyError):
         conditions_of({}, {}, "pretrain")
 

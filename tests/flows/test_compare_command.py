@@ -18,7 +18,12 @@ from prefect_server import kill_tree
 from safetensors.numpy import load_file, save_file
 from seaweed import free_ports
 
+from btm_core.evidence import Evidence
+from btm_core.side_by_side import Evaluated, side_by_side
 from btm_core.storage import Store
+from btm_core.storage.folder import Folder
+from flows import compare_command
+from flows.printing import print_side_by_side
 from tasks.evaluate import evidence_of
 
 Undisturbed = tuple[Path, dict[str, Any]]
@@ -101,6 +106,20 @@ def test_what_is_printed(btm: Btm, place: Place) -> None:
     assert shown in [line[:4] for line in lines]
     assert f"{len(document['summary']['new_zero_recall_classes'])} fell to zero" in done.stdout
     assert str(place.folder / "here/compare.html") in done.stdout
+
+
+def test_more_models_than_there_are_letters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets, counts = np.repeat(np.arange(2), 3), np.array([9, 3])
+    evidence = Evidence("test", "a" * 64, ("ash", "birch"), counts, counts, targets, targets)
+    document = side_by_side([Evaluated(f"model {number}", evidence) for number in range(28)])
+    document |= compare_command._write(document, Folder(str(tmp_path)))
+    print_side_by_side(document, lost=10)
+    page, text = (tmp_path / "compare.html").read_text(), (tmp_path / "compare.md").read_text()
+    printed = capsys.readouterr().out
+    for letters, number in {"B": 1, "Z": 25, "AA": 26, "AB": 27}.items():
+        assert f'id="{letters}">{letters} against A</h2>' in page and f"<b>{letters}</b> model {number}<br>" in page
+        assert f"**{letters}** model {number} (model)" in text
+        assert f"{letters}  model {number}  (model)" in printed and f"{letters} against A" in printed
 
 
 def test_names_that_are_none(btm: Btm, place: Place) -> None:

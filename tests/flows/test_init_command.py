@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import s3fs
 from conftest import Btm, clean_environment, write_digits
+from safetensors.numpy import save_file
 
 from btm_core.config import load_experiment
 from btm_core.data import scan
@@ -157,6 +160,40 @@ def test_a_checkpoint_is_started_from(btm: Btm, tmp_path: Path) -> None:
         choices = json.loads(done.stdout)["choices"]
         assert choices[f"pretrain.{key}"] == str(tmp_path / "start.safetensors")
         assert (choices["model.backbone"], choices["data.input.size"]) == ("resnet20", 12)
+
+
+def test_a_checkpoint_is_started_from_wherever_it_lies(btm: Btm, tmp_path: Path, s3: dict[str, str]) -> None:
+    """As a run takes it: the experiment names the URL, and can be planned."""
+    from btm_core.checkpoints import CheckpointMetadata, save_checkpoint
+    from btm_core.models import build_model
+
+    write_digits(tmp_path / "images")
+    names = ("digit-0", "digit-1", "digit-2")
+    shown = {"channels": 1, "size": 12, "mean": (0.2,), "std": (0.3,)}
+    metadata = CheckpointMetadata(
+        backbone="small_cnn", class_names=names, train_counts=(9, 9, 9), stage="pretrain", **shown
+    )
+    save_checkpoint(build_model("small_cnn", 3, 1), tmp_path / "start.safetensors", metadata)
+    save_file({"a": np.zeros(2, np.float32)}, tmp_path / "bare.safetensors")
+    keys = {"key": s3["AWS_ACCESS_KEY_ID"], "secret": s3["AWS_SECRET_ACCESS_KEY"]}
+    bucket = s3fs.S3FileSystem(**keys, endpoint_url=s3["AWS_ENDPOINT_URL_S3"], skip_instance_cache=True)
+    for name in ("start.safetensors", "bare.safetensors"):
+        bucket.put_file(str(tmp_path / name), f"s3://btm/init/{name}")
+
+    def init(start: str) -> "subprocess.CompletedProcess[str]":
+        return btm("init", "images", "--start", start, "--force", "--json", cwd=tmp_path, **s3)
+
+    for url in ("s3://btm/init/start.safetensors", (tmp_path / "start.safetensors").as_uri()):
+        done = init(url)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["choices"]["pretrain.checkpoint"] == url
+        assert load_experiment(tmp_path / "my.yaml").pretrain.checkpoint == url
+    planned = btm("plan", "my.yaml", "--json", cwd=tmp_path, **s3)
+    assert planned.returncode == 0 and "pretrain" not in json.loads(planned.stdout)["to_train"], planned.stderr
+    absent, bare = init("s3://btm/init/absent.safetensors"), init("s3://btm/init/bare.safetensors")
+    assert absent.returncode == 2 and "checkpoint s3://btm/init/absent.safetensors does not exist" in absent.stderr
+    assert bare.returncode == 2 and "s3://btm/init/bare.safetensors does not say what network it is" in bare.stderr
+    assert "one that does of a copy here: btm import-checkpoint bare.safetensors" in bare.stderr
 
 
 def test_it_asks_on_a_terminal_and_only_there(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from conftest import FAST, Btm, artifact_digests
 
+from btm_core.storage import Manifest
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("engine", "pack"), [("local", "3"), ("local", "2"), ("ray", "3")])
@@ -27,6 +29,9 @@ def test_a_run_in_packs_makes_the_same_ingredients(
         assert found["name"] == alone["name"]
         # Sums run in another order: an image or two of 600 may go to another class.
         assert found["accuracy"] == pytest.approx(alone["accuracy"], abs=0.01)
+    manifests = [Manifest.model_validate_json(path.read_text()) for path in tmp_path.rglob("manifest.json")]
+    packs = {stage: sorted(m.host["pack"] for m in manifests if m.stage == stage) for stage in ("finetune", "evaluate")}
+    assert packs == {"finetune": [3, 3, 3] if pack == "3" else [1, 2, 2], "evaluate": [1] * 7}
     took: dict[int, set[float]] = {}
     for path in (tmp_path / ".btm/store/artifacts/finetune").glob("*/records.jsonl"):
         for record in map(json.loads, path.read_text().splitlines()):

@@ -182,6 +182,7 @@ def test_the_screen_tells_all_of_it(plan: Plan, capsys: pytest.CaptureFixture[st
         "Warning: sampling.shots: 4 of 10 classes",
         "Warning: finetune.batch_size: a batch is to hold 128 images, a balanced subset holds 78",
         "Warning: finetune.batch_size: it is 128 in place of 32",
+        "\nHint: data.validation: there is no validation split",
         "What to type next:",
     ):
         assert part in shown, part
@@ -242,6 +243,20 @@ def test_a_cluster_s_time_goes_by_its_workers(finished: Path, capsys: pytest.Cap
         assert document["time"]["cpu_hours"] > 0  # where it was measured
     assert times[None] is None and times[1] > times[3] > 0
     assert "it goes by the number of workers (--workers)" in capsys.readouterr().out
+
+
+def test_fine_tunes_in_packs_are_not_timed_as_those_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_experiment("digits-lt", [*FAST_VALUES, "seed=1"])
+    catalog = scan(config.data)
+    past = Past(Store(str(finished / ".btm/store")))
+    differs = {}
+    for pack in (1, 2):
+        settings = RuntimeSettings(home=finished / ".btm", pack=pack)
+        document = plan_document(config, settings, catalog, walk(config, settings, catalog), past.of, None)
+        differs[pack] = {row["stage"]: row["estimate"]["differs"] for row in document["stages"] if row["trains"]}
+        print_plan(document, Typed("digits-lt"))
+    assert differs[1] == {stage: [] for stage in TRAINED} and differs[2] == {**differs[1], "finetune": ["pack"]}
+    assert capsys.readouterr().out.count("with another pack") == 1
 
 
 def test_a_probe_is_of_this_machine(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from tasks import system
 from tasks.pixels import pixel_store
+from tasks.settings import RuntimeSettings, visible_gpus
 from tasks.system import SystemMonitor, available_memory, gpu_readers
 
 
@@ -44,6 +45,48 @@ def test_a_container_has_the_memory_of_its_limit(
     assert available_memory() == 4000
     (tmp_path / names[1]).write_text("6000\n")
     assert available_memory() == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "droppable"),
+    [
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_files_that_the_kernel_may_drop_do_not_count_as_used(
+    folder: str, limit: str, used: str, droppable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container of 5 kB holds 1000 bytes of its own, and files: 3000 bytes that nobody reads, 500 that are in use."""
+    monkeypatch.setattr(system, "CONTROL_GROUP", tmp_path)
+    group = tmp_path / folder
+    group.mkdir(exist_ok=True)
+    (group / limit).write_text("5000\n")
+    (group / used).write_text("4500\n")
+    (group / "memory.stat").write_text(f"anon 1000\nactive_file 500\n{droppable} 3000\nslab_reclaimable 7\n")
+    assert available_memory() == 5000 - 1000 - 500
+    (group / used).write_text("9000\n")
+    assert available_memory() == 0
+
+
+def test_the_driver_lists_gpus_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever shows others (a driver that is installed elsewhere, CUDA_VISIBLE_DEVICES) is listened to all the same."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for folder, gpus in (("two", 2), ("none", 0)):
+        program = tmp_path / folder / "nvidia-smi"
+        program.parent.mkdir()
+        lines = "".join(f"echo 'GPU {i}: NVIDIA H100 (UUID: GPU-{i})'\n" for i in range(gpus))
+        program.write_text(f"#!/bin/sh\necho asked >> {tmp_path / 'asked'}\n{lines}")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "two"))
+    settings = RuntimeSettings()
+    assert [settings.slots() for _ in range(3)] == [["0", "1"]] * 3 and visible_gpus() == 2
+    assert (tmp_path / "asked").read_text() == "asked\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert settings.slots() == ["1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert visible_gpus() == 0
 
 
 def test_decoded_images_have_a_quarter_of_what_is_free_or_what_is_said(
