@@ -42,10 +42,13 @@ def epoch(number: int, address: str = STAGE1, **more: Any) -> dict[str, Any]:
     return {"event": "epoch", "step": address, **record, **more}
 
 
-def children(client: Any, tracker: Tracker) -> dict[str, Any]:
-    parent = client.get_run(tracker.run_id)
-    wanted = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
-    return {run.data.tags["btm.address"]: run for run in client.search_runs([parent.info.experiment_id], wanted)}
+def children(client: Any, run_id: str) -> dict[str, Any]:
+    """Return the child runs of a run by address; there is one of each."""
+    parent = client.get_run(run_id)
+    found = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    by_address = {run.data.tags["btm.address"]: run for run in found}
+    assert len(by_address) == len(found)
+    return by_address
 
 
 def losses(client: Any, run: Any) -> list[tuple[int, float]]:
@@ -93,7 +96,7 @@ def test_a_server_that_is_down_for_a_while_delays_the_log_and_nothing_else(
     table = client.load_table("1", "per_class_recall.json", run_ids=[tracker.run_id])
     assert table["soup"].tolist() == [0.5, 0.25]
     assert [file.path for file in client.list_artifacts(tracker.run_id, "figures")] == ["figures/final.png"]
-    found = children(client, tracker)
+    found = children(client, tracker.run_id)
     assert set(found) == {STAGE1, SOUP}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert losses(client, found[STAGE1]) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
@@ -120,11 +123,11 @@ def test_a_server_that_stays_away_is_told_and_what_it_missed_is_logged_by_the_ne
     found = {"event": "cached", "step": STAGE1}
     with Tracker(settings(tmp_path), experiment, "second", records=records) as second:
         second.listen(found)
-    [child] = children(client, second).values()
+    [child] = children(client, second.run_id).values()
     assert [step for step, _ in losses(client, child)] == [1, 2, 3, 4]
     with Tracker(settings(tmp_path), experiment, "third", records=records) as third:
         third.listen(found)
-    assert children(client, third) == {}  # once is enough
+    assert children(client, third.run_id) == {}  # once is enough
 
 
 def test_what_a_server_refuses_is_told_and_the_rest_is_logged(
@@ -153,7 +156,7 @@ def test_a_run_that_was_refused_once_is_made_with_what_comes_next(tmp_path: Path
         tracker.listen({"event": "done", "step": STAGE1})
     assert not refusals
     client = mlflow_client(local.mlflow_uri)
-    [child] = children(client, tracker).values()
+    [child] = children(client, tracker.run_id).values()
     assert [step for step, _ in losses(client, child)] == [1, 2]
 
 
@@ -165,9 +168,12 @@ def test_a_wrong_password_is_an_error_at_once(
         Tracker(settings(tmp_path), load_experiment("digits-lt"), "run")
 
 
-def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path, databases: Path) -> None:
+@pytest.mark.parametrize("place", ["a-folder", "memory://O'Neil's \"5 %\" and\\or_more"])
+def test_runs_that_were_killed_do_not_stay_running(
+    place: str, tmp_path: Path, databases: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copy(databases / "mlflow.db", tmp_path)
-    store = Store(str(tmp_path / "store"))
+    store = Store(place if "://" in place else str(tmp_path / place))
     local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment, tags = load_experiment("digits-lt"), {"btm.store": store.url}
     runs = {name: Tracker(local, experiment, name, tags) for name in ("dead", "alive")}
@@ -184,7 +190,18 @@ def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path, databases: Pa
     client = mlflow_client(local.mlflow_uri)
     status = {name: client.get_run(tracker.run_id).info.status for name, tracker in runs.items()}
     assert status == {"dead": "KILLED", "alive": "RUNNING"}
-    assert [run.info.status for run in children(client, runs["dead"]).values()] == ["KILLED"]
+    assert [run.info.status for run in children(client, runs["dead"].run_id).values()] == ["KILLED"]
+    assert caplog.messages == []
+
+
+def test_a_run_of_a_store_whose_name_is_nearly_the_same_is_left_alone(tmp_path: Path, databases: Path) -> None:
+    shutil.copy(databases / "mlflow.db", tmp_path)
+    local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = load_experiment("digits-lt")
+    other = Tracker(local, experiment, "other", {"btm.store": "s3://b/anns"})
+    with other._spool, Tracker(local, experiment, "next", {"btm.store": "s3://b/ann's"}, over=lambda run_id: True):
+        other._outbox.close(60)
+    assert mlflow_client(local.mlflow_uri).get_run(other.run_id).info.status == "RUNNING"
 
 
 def test_the_outbox_gives_up_what_a_server_that_is_well_does_not_take(caplog: pytest.LogCaptureFixture) -> None:
