@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +106,76 @@ def test_a_server_that_is_down_for_a_while_delays_the_log_and_nothing_else(
     assert found[STAGE1].data.metrics["train/images_per_second"] == 50.0
     assert found[STAGE1].data.metrics["train/waited_share"] == 0.25
     assert found[SOUP].data.metrics == {"test/h_mean": 0.5}
+
+
+WORKERS, STAGES, EPOCHS = 3, 4, 25
+LOGGING = f"""
+import sys, threading
+from pathlib import Path
+from btm_core.config import load_experiment
+from tasks.events import listening, publish
+from tasks.tracking import Tracker
+from tasks.settings import runtime_settings
+
+def train(stage):
+    address = f"finetune/subset-{{stage:02d}}-0123456789abcdef"
+    publish({{"event": "started", "step": address}})
+    for number in range(1, {EPOCHS} + 1):
+        facts = {{"epochs": {EPOCHS}, "lr": 0.1, "images": 100, "seconds": 2.0}}
+        loss = 100 * int(sys.argv[1]) + 10 * stage + 1 / number
+        publish({{"event": "epoch", "step": address, "epoch": number, "loss": loss, **facts}})
+        if number % 5 == 0:
+            tracker._flush(address)  # as time does
+    publish({{"event": "done", "step": address}})
+
+print("ready", flush=True)
+sys.stdin.readline()
+tags = {{"btm.worker": sys.argv[1]}}
+with Tracker(runtime_settings({{"home": Path(sys.argv[2])}}), load_experiment("digits-lt"), "run", tags) as tracker:
+    with listening(tracker.listen):
+        threads = [threading.Thread(target=train, args=[stage]) for stage in range({STAGES})]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+print(tracker.run_id)
+"""
+
+
+def test_workers_that_log_to_one_server_at_once_get_each_epoch_once(server: MlflowServer, tmp_path: Path) -> None:
+    """Processes, each with a parent run and stages of its own, of the same addresses, in an experiment not yet made."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOGGING, str(number), str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(WORKERS)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    told = [worker.communicate(timeout=300) for worker in workers]
+    assert [(worker.returncode, errors) for worker, (_, errors) in zip(workers, told, strict=True)] == [(0, "")] * 3
+    client = mlflow_client(server.url)
+    parents = [client.get_run(text.strip()) for text, _ in told]
+    assert len({parent.info.run_id for parent in parents}) == WORKERS
+    assert len({parent.info.experiment_id for parent in parents}) == 1
+    for number, parent in enumerate(parents):
+        assert (parent.info.status, parent.data.tags["btm.worker"]) == ("FINISHED", str(number))
+        found = children(client, parent.info.run_id)
+        assert sorted(found) == [f"finetune/subset-{stage:02d}-0123456789abcdef" for stage in range(STAGES)]
+        for stage, address in enumerate(sorted(found)):
+            assert found[address].info.status == "FINISHED"
+            expected = [(n, pytest.approx(100 * number + 10 * stage + 1 / n)) for n in range(1, EPOCHS + 1)]
+            assert losses(client, found[address]) == expected
+    everything = client.search_runs([parents[0].info.experiment_id], max_results=1000)
+    assert len(everything) == WORKERS * (1 + STAGES)
 
 
 def test_a_server_that_stays_away_is_told_and_what_it_missed_is_logged_by_the_next_run(
