@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 
 Records = Callable[[str], Iterable[dict[str, Any]]]
 DatasetFacts = tuple[str, str, dict[str, Any], str]
-"""Context (training, evaluation), digest, profile, source."""
+"""Context (training, validation, evaluation), digest, profile, source."""
 
 
 class Tracker:
