@@ -129,10 +129,41 @@ def test_the_life_of_a_model(place: Place) -> None:
 
     back = record(place.registry, place.store, roll_back(place.registry, "bob", "it was worse"))
     assert (back["decision"], back["version"]) == ("rolled_back", "2")
+    assert [(row["a"], row["b"]) for row in back["comparison"]["per_class"]] == list(zip(OLD, BETTER, strict=True))
     assert place.aliases() == {"champion": "2", "previous": "3"}
     rows = place.registry.summary()["versions"]
     assert [(row["version"], row["alias"]) for row in rows] == [("1", None), ("2", "champion"), ("3", "previous")]
     assert rows[1]["decision"] == "rolled_back" and rows[1]["reasons"] == ["rolled back from version 3: it was worse"]
+
+
+def test_a_first_decision_holds_the_recall_of_every_class(place: Place) -> None:
+    first = record(place.registry, place.store, place.promote(place.run(OLD), lowest_recall=0.1))
+    assert (first["decision"], first["changed"], first["comparison"]) == ("promoted", True, None)
+    rows = first["candidate"]["per_class"]
+    assert [row["recall"] for row in rows] == pytest.approx(OLD)
+    assert [(row["name"], row["group"]) for row in rows[::7]] == [("tree-0", "many"), ("tree-7", "few")]
+    page = Path(first["report"].removeprefix("file://"))
+    assert '<tr id="class-7"><th scope="row" class="name">tree-7</th>' in page.read_text()
+    assert "| tree-7 | 3 | 50 | 30.0 |" in page.with_suffix(".md").read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["candidate"] == first["candidate"]
+
+    other = place.promote(place.run(BETTER, split="1"), force="new images")
+    assert other.champion is not None and record(place.registry, place.store, other)["comparison"] is None
+    assert other.evidence is not None and other.evidence[0].split_hash == "1".ljust(64, "0")
+
+
+def test_a_rollback_wants_no_evidence(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    for run in (place.run(OLD), place.run(BETTER)):
+        place.promote(run, lowest_recall=0.1)
+    place.registry.evidence = unreadable  # type: ignore[method-assign]
+    back = record(place.registry, place.store, roll_back(place.registry, "ann"))
+    assert (back["version"], back["comparison"], back["candidate"]) == ("1", None, None)
+    assert place.aliases() == {"champion": "1", "previous": "2"}
+    assert "written down without the recall of the classes: the artifacts are away" in caplog.text
+
+
+def unreadable(version: Any) -> Any:
+    raise TrackingError("the artifacts are away")
 
 
 def test_promoted_again_it_keeps_its_record(place: Place) -> None:
@@ -167,6 +198,19 @@ def test_rollbacks_at_once_and_after_a_deletion(place: Place) -> None:
     back = roll_back(place.registry, "ann")
     assert (back.candidate.number, back.reasons) == ("2", ["rolled back from a version that was deleted"])
     assert place.aliases()["champion"] == "2"
+
+
+def test_the_previous_champion_of_a_deleted_one_is_not_judged_against_itself(place: Place) -> None:
+    first, second = place.run(OLD), place.run(BETTER)
+    assert place.promote(first, lowest_recall=0.1).decision == "promoted"
+    assert place.promote(second).decision == "promoted"
+    place.registry.client.delete_model_version(place.registry.name, "2")
+    with pytest.raises(ConfigError, match="no other to judge it against; make it the champion again: btm promote --ro"):
+        place.promote(first, lowest_recall=0.1)
+    assert place.aliases() == {"previous": "1"}  # and no challenger
+    forced = place.promote(first, force="at once")
+    assert (forced.decision, forced.champion) == ("forced", None)
+    assert place.aliases() == {"champion": "1"}
 
 
 def test_a_store_that_fails_after_the_move_loses_no_record(place: Place, caplog: pytest.LogCaptureFixture) -> None:
