@@ -1,12 +1,14 @@
-"""Registering and promoting on real MLflow servers with passwords and proxied artifacts: SQLite, Postgres with S3."""
+"""Registering and promoting on real MLflow servers with passwords and proxied artifacts: on disk, and on S3."""
 
 import base64
 import io
 import json
 import shutil
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 from mlflow_server import MlflowServer, postgres
 from PIL import Image
 from promotable import CLASSES, finish_run
+from serving_processes import serve_model
 
-from btm_core.config import PromotionRules
+from btm_core.config import PromotionRules, load_experiment
 from btm_core.errors import ConfigError, TrackingError
 from btm_core.storage import Store
 from tasks.finished import FinishedRun
@@ -25,27 +28,23 @@ from tasks.registry.recording import record
 from tasks.registry.registering import register
 from tasks.registry.registry import Registry
 from tasks.settings import RuntimeSettings, runtime_settings
+from tasks.tracking import Tracker
 
 OLD = [0.9, 0.9, 0.9, 0.8, 0.8, 0.6, 0.4, 0.3]
 BETTER = [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6]
 """Recalls of the classes."""
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres-s3"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres-s3" if shutil.which("postgres") else "sqlite-s3"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow")
-    if request.param == "sqlite":
-        server = MlflowServer(folder)
-        server.start()
-        yield server
-        server.kill()
-        return
-    if shutil.which("postgres") is None:
-        pytest.skip("Postgres is not installed")
-    s3 = request.getfixturevalue("s3")
-    keys = {**s3, "MLFLOW_S3_ENDPOINT_URL": s3["AWS_ENDPOINT_URL_S3"], "AWS_DEFAULT_REGION": s3["AWS_REGION"]}
-    with postgres() as database:
-        server = MlflowServer(folder, database, f"s3://btm/{folder.name}", **keys)
+    kind, _, on_s3 = request.param.partition("-")
+    keys: dict[str, str] = {}
+    if on_s3:
+        s3 = request.getfixturevalue("s3")
+        keys = {**s3, "MLFLOW_S3_ENDPOINT_URL": s3["AWS_ENDPOINT_URL_S3"], "AWS_DEFAULT_REGION": s3["AWS_REGION"]}
+    with postgres() if kind == "postgres" else nullcontext() as database:
+        server = MlflowServer(folder, database, f"s3://btm/{folder.name}" if on_s3 else None, **keys)
         server.start()
         yield server
         server.kill()
@@ -286,12 +285,40 @@ def test_a_registered_version_says_what_it_is_and_predicts(place: Place) -> None
         model = mlflow.pyfunc.load_model(f"models:/{place.registry.name}@challenger")
     finally:
         mlflow.set_tracking_uri(None)
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8), 100).save(buffer, "PNG")
-    [first] = model.predict(pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
+    [first] = model.predict(pd.DataFrame({"image": [picture()]}))
     assert len(first["probabilities"]) == CLASSES
     evidence = place.registry.evidence(version)
     assert evidence is not None and evidence.report.recall.tolist() == pytest.approx(BETTER)
+
+
+def test_a_tracked_run_is_registered_and_served(server: MlflowServer, place: Place, tmp_path: Path) -> None:
+    figure = tmp_path / "final.png"
+    figure.write_bytes(b"a figure")
+    with Tracker(place.settings, load_experiment("digits-lt"), "run-1") as tracker:
+        tracker.log_result({"test/h_mean": 0.5}, {}, [figure], "a note")
+    run = place.run(BETTER, tracked=tracker.run_id)
+    version = register(place.registry, run)
+    assert version.mlflow_run == tracker.run_id
+    client, wherever = place.registry.client, tmp_path / "fetched"
+    wherever.mkdir()
+    fetched = client.download_artifacts(tracker.run_id, "figures/final.png", str(wherever))
+    assert Path(fetched).read_bytes() == b"a figure"
+    image = picture()
+    with serve_model(f"models:/{place.registry.name}@challenger", tmp_path, **server.environment) as url:
+        body = json.dumps({"dataframe_records": [{"image": image}]}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            [served] = json.load(answer)["predictions"]
+    assert served["label"] in {f"tree-{c}" for c in range(CLASSES)}
+    assert sum(served["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert (server.folder / "artifacts").exists() == (not server.on_s3)
+
+
+def picture() -> str:
+    """Return a grey image as it is sent to a served model."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 100).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def test_a_champion_without_evidence_or_of_other_images_is_not_beaten_silently(place: Place, tmp_path: Path) -> None:
