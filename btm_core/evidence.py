@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from btm_core.errors import CheckpointError, DataError, some_of
-from btm_core.metrics import RecallReport, confusions, recall_report
+from btm_core.metrics import RecallReport, confusions, recall_report, shot_groups
 from btm_core.tensor_files import load_arrays, read_header
 
 __all__ = ["Evidence", "obstacles", "require_comparable"]
@@ -58,6 +58,15 @@ class Evidence:
     def test_counts(self) -> NDArray[np.int64]:
         """(C,) images of the split a class."""
         return np.bincount(self.targets, minlength=len(self.class_names))
+
+    def classes(self) -> list[dict[str, Any]]:
+        """Return the facts of every class, in order: class, name, group, train_images, test_images."""
+        group_of = {int(c): name for name, mask in shot_groups(self.group_counts).items() for c in np.flatnonzero(mask)}
+        images = zip(self.train_counts.tolist(), self.test_counts.tolist(), strict=True)
+        return [
+            {"class": c, "name": name, "group": group_of[c], "train_images": trained, "test_images": tested}
+            for c, (name, (trained, tested)) in enumerate(zip(self.class_names, images, strict=True))
+        ]
 
     def lowest(self, count: int) -> list[dict[str, Any]]:
         """Return the facts of so many classes of the lowest recall, with what their images are taken for."""

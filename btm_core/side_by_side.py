@@ -6,7 +6,7 @@ several runs. C classes.
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from btm_core.statistics import (
     resampled_recall,
     worst_mean,
 )
-from btm_core.text import printable
+from btm_core.text import plain_markdown, printable
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -44,6 +44,8 @@ __all__ = [
     "pair_markdown",
     "side_by_side",
     "side_by_side_html",
+    "single_document",
+    "single_markdown",
 ]
 
 FIGURES = {
@@ -141,24 +143,24 @@ def pair_document(first: Evaluated, second: Evaluated) -> dict[str, Any]:
     }
 
 
+def single_document(model: Evaluated) -> dict[str, Any]:
+    """Return one model alone, JSON-ready: what it is, its figures, and `per_class`, the recall of each class."""
+    one = model.evidence
+    rows = [
+        {**facts, "recall": recall} for facts, recall in zip(one.classes(), one.report.recall.tolist(), strict=True)
+    ]
+    return {**model.facts(one.group_counts), "per_class": rows}
+
+
 def _classes(
     one: Evidence, two: Evidence, differences: Sequence[Difference], clear: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
-    group_of = {int(c): name for name, mask in shot_groups(one.group_counts).items() for c in np.flatnonzero(mask)}
-    before, after = one.report.recall.tolist(), two.report.recall.tolist()
+    recalls = zip(one.report.recall.tolist(), two.report.recall.tolist(), strict=True)
     return [
-        {
-            "class": c,
-            "name": name,
-            "group": group_of[c],
-            "train_images": int(one.train_counts[c]),
-            "test_images": int(one.test_counts[c]),
-            "a": before[c],
-            "b": after[c],
-            **_json(difference),
-            "clear": bool(clear[c]),
-        }
-        for c, (name, difference) in enumerate(zip(one.class_names, differences, strict=True))
+        {**facts, "a": before, "b": after, **_json(difference), "clear": changed}
+        for facts, (before, after), difference, changed in zip(
+            one.classes(), recalls, differences, clear.tolist(), strict=True
+        )
     ]
 
 
@@ -238,27 +240,62 @@ def side_by_side_html(document: dict[str, Any], shown: int = SHOWN) -> str:
 
 
 def pair_markdown(document: dict[str, Any], letter: str = "B", shown: int = 10) -> str:
-    """Return the figures of a pair, and the classes that lost most, as Markdown: for a Prefect artifact, say."""
+    """Return the figures of a pair, and the classes that lost and gained most, as Markdown."""
     a, b, summary = document["a"], document["b"], document["summary"]
-    lines = [f"**A** {_text(a['name'])} ({a['kind']}), **{letter}** {_text(b['name'])} ({b['kind']})", ""]
+    lines = [
+        f"**A** {plain_markdown(a['name'])} ({a['kind']}), **{letter}** {plain_markdown(b['name'])} ({b['kind']})",
+        "",
+    ]
     lines += [f"| | A | {letter} | {letter} - A | 95 % interval |", "|---|--:|--:|--:|--:|"]
     for name, heading in FIGURES.items():
         if name in summary:
             lines.append(f"| {heading} | {' | '.join(cells(summary[name]))} |")
     zero = (a["zero_recall_classes"], b["zero_recall_classes"])
     lines.append(f"| Zero-recall classes | {zero[0]} | {zero[1]} | {signed(zero[1] - zero[0])} | |")
-    lines += ["", f"{_text(changes(document, letter))} Percent, of the {a['split']} split ({a['split_hash'][:12]})."]
+    lines += [
+        "",
+        f"{plain_markdown(changes(document, letter))} Percent, of the {a['split']} split ({a['split_hash'][:12]}).",
+    ]
     lines += [f"\n**{caution}**" for caution in cautions(document)]
-    lost = most_lost(document, shown)
-    if lost:
-        lines += ["", f"| Lost most | Training images | Test images | A | {letter} | {letter} - A | 95 % interval |"]
-        lines.append("|---|--:|--:|--:|--:|--:|--:|")
-    for row in lost:
-        images = f"{row['train_images']} | {row['test_images']}"
-        lines.append(f"| {_text(row['name'])} | {images} | {' | '.join(cells(row))} |")
-    if len(summary["worse"]) > shown:
-        lines += ["", f"... and {len(summary['worse']) - shown:,} more that lost."]
+    headings = ["A", letter, f"{letter} - A", "95 % interval"]
+    for side, verb in (("worse", "lost"), ("better", "gained")):
+        rows = [document["per_class"][row["class"]] for row in summary[side][:shown]]
+        lines += _class_lines(rows, f"{verb.capitalize()} most", headings, cells)
+        if len(summary[side]) > shown:
+            lines += ["", f"... and {len(summary[side]) - shown:,} more that {verb}."]
     return printable("\n".join(lines) + "\n", lines=True)
+
+
+def single_markdown(document: dict[str, Any], shown: int = 10) -> str:
+    """Return the figures of `single_document`, and its lowest classes, as Markdown."""
+    lines = [f"| {plain_markdown(document['name'])} | |", "|---|--:|"]
+    lines += [
+        f"| {heading} | {percent(document[name])} |" for name, heading in FIGURES.items() if document[name] is not None
+    ]
+    lines.append(f"| Zero-recall classes | {document['zero_recall_classes']} |")
+    lines += ["", f"Percent, of the {document['split']} split ({document['split_hash'][:12]})."]
+    rows = sorted(document["per_class"], key=lambda row: (row["recall"], row["class"]))
+    lines += _class_lines(rows[:shown], "Lowest classes", ["Recall"], lambda row: [percent(row["recall"])])
+    if len(rows) > shown:
+        lines += ["", f"... and {len(rows) - shown:,} more classes."]
+    return printable("\n".join(lines) + "\n", lines=True)
+
+
+def _class_lines(
+    rows: Sequence[dict[str, Any]],
+    title: str,
+    headings: Sequence[str],
+    figures: Callable[[dict[str, Any]], Sequence[str]],
+) -> list[str]:
+    """Return a table of classes as lines of Markdown; none without rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {title} | Training images | Test images | {' | '.join(headings)} |"]
+    lines.append("|---|" + "--:|" * (2 + len(headings)))
+    for row in rows:
+        images = f"{row['train_images']} | {row['test_images']}"
+        lines.append(f"| {plain_markdown(row['name'])} | {images} | {' | '.join(figures(row))} |")
+    return lines
 
 
 def most_lost(document: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -302,8 +339,3 @@ def changes(document: dict[str, Any], letter: str = "B") -> str:
             more = f" and {len(summary[key]) - 5:,} more" if len(summary[key]) > 5 else ""
             text += f" {len(summary[key]):,} {verb} zero: {names}{more}."
     return text
-
-
-def _text(text: str) -> str:
-    """Return a text that is no Markdown."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 
-__all__ = ["choices_in", "did_you_mean", "printable"]
+__all__ = ["choices_in", "did_you_mean", "plain_markdown", "printable"]
 
 JOINERS = "\u200c\u200d"
 """Invisible, harmless, and part of how some languages are written."""
@@ -25,6 +25,11 @@ def _shown(letter: str, lines: bool) -> str:
     if letter.isprintable() or letter in JOINERS or (lines and letter == "\n"):
         return letter
     return " " if letter.isspace() and letter not in "\n\r\v\f\x1c\x1d\x1e\x1f\x85\u2028\u2029" else "?"
+
+
+def plain_markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def did_you_mean(typed: str, known: Iterable[str]) -> str:

@@ -99,8 +99,7 @@ def print_decision(document: dict[str, Any]) -> None:
         "refused": f"REFUSED: version {version} of {name} stays a challenger.",
         "rolled_back": f"ROLLED BACK: version {version} is the champion of {name} again.",
     }
-    unchanged = document["decision"] == "promoted" and not document["checks"]
-    if unchanged:
+    if not document["changed"]:
         say(f"NOTHING TO DO: {document['reasons'][0]}.")
         return
     say(told[document["decision"]])

@@ -12,6 +12,7 @@ from prefect.events import emit_event
 from prefect.states import Completed
 
 from btm_core.config import with_overrides
+from btm_core.decision import decision_markdown
 from btm_core.errors import ConfigError, StoreError, StoreUnavailableError
 from btm_core.storage import Store
 from btm_core.urls import without_credentials
@@ -22,7 +23,7 @@ from flows.work import do
 from tasks.evaluate import evaluation_step, evidence_of
 from tasks.finished import FinishedRun
 from tasks.registry.promotion import Again, decide, roll_back
-from tasks.registry.recording import decision_markdown, record
+from tasks.registry.recording import record
 from tasks.registry.registering import register
 from tasks.registry.registry import Registry
 from tasks.settings import RuntimeSettings
@@ -116,7 +117,7 @@ def _on_images_of(run: FinishedRun, settings: RuntimeSettings) -> Again:
 def _told(document: dict[str, Any]) -> State[dict[str, Any]]:
     """Leave the decision as an artifact of the flow run, emit it as an event, and return it as the run's end."""
     text = f"{document['model']} version {document['version']}: {document['decision']}"
-    if document["report"] is None and document["decision"] == "promoted" and not document["checks"]:
+    if not document["changed"]:
         return Completed(message=f"{text}: {document['reasons'][0]}", data=document)
     try:
         create_markdown_artifact(decision_markdown(document), key="btm-promotion", description=text)

@@ -29,7 +29,7 @@ from tasks.pretrain import ImportStage1
 from tasks.serving.package import EVIDENCE
 from tasks.settings import RuntimeSettings
 from tasks.stages import WEIGHTS
-from tasks.tracking import mlflow_client
+from tasks.tracking import mlflow_client, pattern_of
 
 if TYPE_CHECKING:
     from btm_core.checkpoints import CheckpointMetadata
@@ -185,8 +185,9 @@ class Version(NamedModel):
             return f"{place} has no model {name!r}{some}"
         if alias:
             return f"{place}: {name} has no version called {alias!r}; it has {', '.join(model.aliases) or 'no alias'}"
-        versions = self._asked(lambda: self._client.search_model_versions(f"name='{name}'", max_results=1000))
-        numbers = sorted(int(version.version) for version in versions)
+        wanted = f"name LIKE {pattern_of(name)}"
+        versions = self._asked(lambda: self._client.search_model_versions(wanted, max_results=1000))
+        numbers = sorted(int(version.version) for version in versions if version.name == name)
         return f"{place}: {name} has no version {self.spec.rpartition('/')[2]}; it has {', '.join(map(str, numbers))}"
 
     @property

@@ -265,7 +265,9 @@ class Run:
         source = without_credentials(self.experiment.data.root or self.experiment.data.format)
         splits = report["data"]["splits"]
         sets = [("training", splits["train"]["hash"], report["data"]["long_tail"], source)]
-        sets += [("evaluation", splits["test"]["hash"], {"images": splits["test"]["images"]}, source)]
+        for split, context in (("validation", "validation"), ("test", "evaluation")):
+            if split in splits:
+                sets.append((context, splits[split]["hash"], {"images": splits[split]["images"]}, source))
         self.tracker.log_datasets(self.experiment.name, sets)
         validated = {row["artifact"]: row for row in report["validation"]}
         for model, row in zip(models, report["models"], strict=True):

@@ -51,6 +51,11 @@ class MlflowServer:
         (folder / "auth.ini").write_text(AUTH.format(folder=folder, user=USER, password=PASSWORD))
 
     @property
+    def on_s3(self) -> bool:
+        """Whether it puts what its clients send into S3."""
+        return self._artifacts.startswith("s3://")
+
+    @property
     def environment(self) -> dict[str, str]:
         """What makes MLflow's clients use it."""
         return {

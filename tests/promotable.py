@@ -35,6 +35,7 @@ def finish_run(
     weights: int = 0,
     classes: Sequence[str] = tuple(f"tree-{c}" for c in range(CLASSES)),
     split: str = "0",
+    tracked: str = "0" * 32,
     **promotion: object,
 ) -> str:
     """Write what a run leaves in the store whose final model has these recalls; returns its id.
@@ -42,6 +43,7 @@ def finish_run(
     Arguments:
     - weights: seed of the network: equal ones make one artifact.
     - split: names the test images; models of one split were evaluated on the same.
+    - tracked: its run in MLflow; by default it has none.
     """
     view = {"size": 8, "channels": 1, "mean": [0.3], "std": [0.4], "augmentation": "crop"}
     experiment = ExperimentConfig.model_validate(
@@ -91,7 +93,7 @@ def finish_run(
         "run_id": run_id,
         "name": name,
         "seed": 0,
-        "tracking": {"uri": "nowhere", "run_id": "0" * 32},
+        "tracking": {"uri": "nowhere", "run_id": tracked},
     }
     summary["report"] = store.locate("runs", run_id, "report.html")
     store.write(json.dumps(summary).encode(), "runs", run_id, "run.json")

@@ -4,9 +4,9 @@ for (const section of document.querySelectorAll(".class-table")) {
   const data = JSON.parse(section.querySelector("script[type='application/json']").textContent);
   const find = (name) => section.querySelector(`[data-part="${name}"]`);
   const body = section.querySelector("tbody"), status = find("status");
-  const CLASS = 0, NAME = 1, GROUP = 2, AFTER = 6, CHANGE = 7, LOW = 8, HIGH = 9, CLEAR = 10;
-  // Where the value of a column is in a row; the interval sorts by its lower end.
+  // Where the value of a column is in a row; the interval has two and sorts by its lower end. One model has no change.
   const place = Object.fromEntries(data.columns.map((column, number) => [column.key, number + 1]));
+  const CLASS = 0, NAME = 1, GROUP = 2, AFTER = place.after, CHANGE = place.change, CLEAR = place.interval + 2;
   const lower = data.rows.map((row) => row[NAME].toLocaleLowerCase());
   const order = new Intl.Collator(undefined, { numeric: true });
   let sort = { key: "after", down: false }, page = 0, shown = [];
@@ -32,9 +32,18 @@ for (const section of document.querySelectorAll(".class-table")) {
     shown.sort((a, b) => sign * compare(a, b) || a[CLASS] - b[CLASS]);
   }
 
-  function cell(text, kind) {
+  const shownAs = {
+    text: (row, at) => row[at],
+    count: (row, at) => row[at].toLocaleString("en"),
+    percent: (row, at) => percent(row[at]),
+    points: (row, at) => points(row[at]),
+    interval: (row, at) => `${points(row[at])} to ${points(row[at + 1])}`,
+  };
+
+  function cell(row, column, verdict) {
     const made = document.createElement("td");
-    made.textContent = text;
+    made.textContent = shownAs[column.kind](row, place[column.key]);
+    const kind = column.kind === "points" ? verdict : column.kind === "text" ? "text" : "";
     if (kind) made.className = kind;
     return made;
   }
@@ -47,9 +56,7 @@ for (const section of document.querySelectorAll(".class-table")) {
     name.textContent = row[NAME];
     const verdict = !row[CLEAR] ? "" : row[CHANGE] < 0 ? "worse" : "better";
     if (verdict === "worse") made.className = "clear";
-    made.append(name, cell(row[GROUP], "text"), cell(row[3].toLocaleString("en")), cell(row[4].toLocaleString("en")),
-      cell(percent(row[5])), cell(percent(row[AFTER])), cell(points(row[CHANGE]), verdict),
-      cell(`${points(row[LOW])} to ${points(row[HIGH])}`));
+    made.append(name, ...data.columns.slice(1).map((column) => cell(row, column, verdict)));
     return made;
   }
 
@@ -102,11 +109,10 @@ for (const section of document.querySelectorAll(".class-table")) {
   }
 
   function csv() {
-    const head = ["class", "name", "group", "training images", "test images", "before", "after", "change", "low", "high", "clear"];
     // A name that begins like a formula would be one to a spreadsheet.
     const text = (value) => typeof value === "number" ? String(value)
       : `"${(/^[=+\-@\t\r]/.test(value) ? "'" + value : value).replaceAll('"', '""')}"`;
-    const lines = [head, ...data.rows].map((row) => row.map(text).join(","));
+    const lines = [data.csv, ...data.rows].map((row) => row.map(text).join(","));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob(["\ufeff" + lines.join("\r\n") + "\r\n"], { type: "text/csv" }));
     link.download = "classes.csv";

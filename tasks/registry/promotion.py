@@ -2,12 +2,13 @@
 
 import datetime
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from btm_core.config import PromotionRules
-from btm_core.errors import ConfigError
+from btm_core.errors import BTMError, ConfigError
 from tasks.registry.ledger import CHALLENGER
 from tasks.registry.registry import Registry, Version
 
@@ -40,7 +41,7 @@ class Decision:
     force: str | None = None
     """The reason given with --force."""
     evidence: "tuple[Evidence, Evidence | None] | None" = None
-    """Of the candidate, and of the champion on the same images."""
+    """Of the candidate, and of the champion, on the same images if that could be."""
     changed: bool = True
     """False if the candidate was the champion already: then nothing was decided."""
 
@@ -48,6 +49,7 @@ class Decision:
         """Return it JSON-ready, without the evidence."""
         return {
             "decision": self.decision,
+            "changed": self.changed,
             "reasons": self.reasons,
             "model": self.model,
             "version": self.candidate.number,
@@ -74,13 +76,17 @@ def decide(
     """Judge a candidate by `rules`, and make it the champion if it passes, or if there is a reason to `force` it.
 
     Of two candidates at once the second is judged against the first, if that one won. Raises ConfigError if there is
-    no champion and no floor, TrackingError if MLflow cannot be used.
+    no champion and no floor, or if the candidate itself is the previous champion of one that was deleted; TrackingError
+    if MLflow cannot be used.
     """
     from btm_core.promotion import judge
 
     while True:
         standing = registry.standing()
         incumbent = standing.champion or standing.previous  # of a champion whose version was deleted
+        if standing.champion is None and incumbent == candidate.number:
+            _require_reason(registry, candidate, force)
+            incumbent = None
         champion = None if incumbent is None else registry.version(incumbent)
         facts: dict[str, Any] = {
             "model": registry.name,
@@ -129,7 +135,27 @@ def roll_back(registry: Registry, by: str, reason: str | None = None) -> Decisio
         )
     what = "a version that was deleted" if old is None else f"version {old.number}"
     reasons = [f"rolled back from {what}" + (f": {reason}" if reason else "")]
-    return Decision("rolled_back", reasons, registry.name, back, old, by, _now())
+    return Decision("rolled_back", reasons, registry.name, back, old, by, _now(), evidence=_known(registry, back, old))
+
+
+def _known(registry: Registry, now: Version, before: Version | None) -> "tuple[Evidence, Evidence | None] | None":
+    """Return what two versions predicted, as far as that can be had: for the record alone."""
+    try:
+        found = registry.evidence(now)
+        return None if found is None else (found, None if before is None else registry.evidence(before))
+    except BTMError as error:
+        log.warning("the decision is written down without the recall of the classes: %s", error)
+        return None
+
+
+def _require_reason(registry: Registry, candidate: Version, force: str | None) -> None:
+    """Refuse to judge a model against itself."""
+    if force is None:
+        raise ConfigError(
+            f"version {candidate.number} of {registry.name!r} is this very model, and was the champion before the one "
+            "whose version was deleted, so there is no other to judge it against; make it the champion again: btm "
+            f"promote --rollback --model {shlex.quote(registry.name)}"
+        )
 
 
 def _comparable(registry: Registry, champion: Version, evidence: "Evidence", again: Again) -> "Evidence | None":

@@ -9,7 +9,7 @@ from btm_core.urls import without_credentials
 from tasks.registry.promotion import Decision
 from tasks.registry.registry import Registry
 
-__all__ = ["decision_markdown", "record"]
+__all__ = ["record"]
 
 log = logging.getLogger(__name__)
 
@@ -20,21 +20,13 @@ def record(registry: Registry, store: Store, decision: Decision) -> dict[str, An
     It goes to MLflow, and to the run's folder in the store that the version is from. Where nothing was decided, nothing
     is written. The champion has moved by then, or has not: what cannot be written is told, and undoes nothing.
     """
-    from btm_core.decision import decision_html
-    from btm_core.evidence import obstacles
-    from btm_core.side_by_side import Evaluated, pair_document
+    from btm_core.decision import decision_html, decision_markdown
 
-    document = decision.to_json() | {"mlflow": without_credentials(registry.uri)}
-    candidate, champion = decision.evidence or (None, None)
-    document |= {"comparison": None, "report": None}
+    document = (
+        decision.to_json() | {"mlflow": without_credentials(registry.uri)} | _classes(decision) | {"report": None}
+    )
     if not decision.changed:
         return document
-    if candidate is not None and champion is not None and not obstacles(champion, candidate):
-        before, now = decision.champion, decision.candidate
-        names = [f"version {version.number}" for version in (before, now) if version is not None]
-        document["comparison"] = pair_document(
-            Evaluated(names[0], champion, "version"), Evaluated(names[-1], candidate, "version")
-        )
     # A version that BTM did not register has no run, and no folder in a store.
     store = store if decision.candidate.store in (None, store.url) else Store(str(decision.candidate.store))
     folder = decision.candidate.run_id
@@ -54,6 +46,22 @@ def record(registry: Registry, store: Store, decision: Decision) -> dict[str, An
     return document
 
 
+def _classes(decision: Decision) -> dict[str, Any]:
+    """Return the classes of both models side by side; those of the candidate alone if there is no fair comparison."""
+    from btm_core.evidence import obstacles
+    from btm_core.side_by_side import Evaluated, pair_document, single_document
+
+    found: dict[str, Any] = {"comparison": None, "candidate": None}
+    if decision.evidence is None:
+        return found
+    candidate, champion = decision.evidence
+    now = Evaluated(f"version {decision.candidate.number}", candidate, "version")
+    if decision.champion is None or champion is None or obstacles(champion, candidate):
+        return found | {"candidate": single_document(now)}
+    before = Evaluated(f"version {decision.champion.number}", champion, "version")
+    return found | {"comparison": pair_document(before, now)}
+
+
 def _in_mlflow(registry: Registry, decision: Decision, document: dict[str, Any], texts: dict[str, str]) -> None:
     tags = {
         "btm.decision": decision.decision,
@@ -70,22 +78,3 @@ def _in_mlflow(registry: Registry, decision: Decision, document: dict[str, Any],
             registry.log_texts(decision.candidate.mlflow_run, texts, "promotion")
     except Exception as error:
         log.warning("MLflow did not take the decision: %s", without_credentials(str(error)))
-
-
-def decision_markdown(document: dict[str, Any]) -> str:
-    """Return a decision as Markdown: what, why, and every check."""
-    before = document["champion_before"]
-    lines = [
-        f"## {document['model']} version {document['version']}: {document['decision'].replace('_', ' ')}",
-        "",
-        f"By {document['by']}, {document['at']}; "
-        + (f"champion before: version {before['version']}." if before else "there was no champion before."),
-        "",
-        *(f"- {reason}" for reason in document["reasons"]),
-    ]
-    if document["checks"]:
-        lines += ["", "| rule | | |", "|---|---|---|"]
-        lines += [
-            f"| {c['rule']} | {'passed' if c['passed'] else '**failed**'} | {c['text']} |" for c in document["checks"]
-        ]
-    return "\n".join([*lines, "", f"Report: {document['report']}"])

@@ -1,6 +1,6 @@
 """MLflow: what a run did, epoch by epoch, for people to read. The server may be away for a while."""
 
-from tasks.tracking.client import connect, find_experiment, mlflow_client, model_page
+from tasks.tracking.client import connect, find_experiment, mlflow_client, model_page, pattern_of
 from tasks.tracking.names import PER_CLASS, run_note, split_metrics
 from tasks.tracking.tracker import Tracker
 
@@ -11,6 +11,7 @@ __all__ = [
     "find_experiment",
     "mlflow_client",
     "model_page",
+    "pattern_of",
     "run_note",
     "split_metrics",
 ]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sqlite3
 import time
 import uuid
@@ -14,7 +15,16 @@ from btm_core.urls import split_credentials, without_credentials
 from tasks.settings import RuntimeSettings
 from tasks.stopping import on_stop
 
-__all__ = ["connect", "find_experiment", "mlflow_client", "model_page", "run_page", "server_trouble", "unusable"]
+__all__ = [
+    "connect",
+    "find_experiment",
+    "mlflow_client",
+    "model_page",
+    "pattern_of",
+    "run_page",
+    "server_trouble",
+    "unusable",
+]
 
 STALE_SECONDS = 3600.0
 """A database that was being made so long ago is of a process that was killed."""
@@ -137,6 +147,14 @@ def find_experiment(client: Any, settings: RuntimeSettings) -> str:
         if found is None:
             raise
         return str(found.experiment_id)
+
+
+def pattern_of(text: str) -> str:
+    """Return a text as the pattern of a LIKE in a filter of MLflow's, quoted. What is found may be a little else.
+
+    In its filters nothing says that a quote is part of a text. In a pattern `_` is any letter, so that, too.
+    """
+    return "'" + re.sub(r"['\\]", "_", text) + "'"  # a backslash is one for some databases alone
 
 
 def server_trouble(error: Exception) -> bool:

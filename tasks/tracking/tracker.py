@@ -16,7 +16,7 @@ from btm_core.config import ExperimentConfig, Section
 from btm_core.urls import split_credentials, without_credentials
 from tasks.events import Event
 from tasks.settings import RuntimeSettings
-from tasks.tracking.client import connect, run_page, server_trouble, unusable
+from tasks.tracking.client import connect, pattern_of, run_page, server_trouble, unusable
 from tasks.tracking.outbox import Outbox, log
 
 __all__ = ["DatasetFacts", "Tracker"]
@@ -30,7 +30,7 @@ STOP_SECONDS = 5.0
 
 Records = Callable[[str], Iterable[dict[str, Any]]]
 DatasetFacts = tuple[str, str, dict[str, Any], str]
-"""Context (training, evaluation), digest, profile, source."""
+"""Context (training, validation, evaluation), digest, profile, source."""
 
 
 class Tracker:
@@ -234,9 +234,13 @@ class Tracker:
 
     def _end_the_dead(self) -> None:
         """Mark runs as killed that MLflow holds for running, though they have ended."""
-        wanted = f"attributes.status = 'RUNNING' and tags.`btm.store` = '{self._store}'"
+        if self._store is None:
+            return
+        wanted = f"attributes.status = 'RUNNING' and tags.`btm.store` LIKE {pattern_of(self._store)}"
         for run in self._client.search_runs([self._experiment_id], wanted, max_results=100):
-            if run.info.run_id == self.run_id or not self._over(run.data.tags["btm.run_id"]):
+            if run.data.tags["btm.store"] != self._store or run.info.run_id == self.run_id:
+                continue
+            if not self._over(run.data.tags["btm.run_id"]):
                 continue
             children = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'"
             for child in self._client.search_runs([self._experiment_id], children, max_results=1000):

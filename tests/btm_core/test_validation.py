@@ -15,6 +15,7 @@ from btm_core.data.long_tail import class_counts
 from btm_core.errors import ConfigError, DataError
 from btm_core.metrics import recall_report
 from tasks.data import prepare_data
+from tasks.tracking import mlflow_client
 
 GREY: dict[str, Any] = {
     "size": 8, "channels": 1, "mean": [0.3], "std": [0.4], "augmentation": "crop", "crop_padding": 1
@@ -125,6 +126,10 @@ def test_a_run_reports_both_splits_and_chooses_on_validation(btm: Btm, tmp_path:
         assert split_hash == report["data"]["splits"][split]["hash"]
         assert split_hash[:12] in page
     assert [row["name"] for row in answer["models"]] == [row["name"] for row in answer["validation"]]
+    logged = mlflow_client(answer["tracking"]["uri"]).get_run(answer["tracking"]["run_id"]).inputs.dataset_inputs
+    contexts = {"training": "train", "validation": "validation", "evaluation": "test"}
+    digests = {one.tags[0].value: json.loads(one.dataset.profile)["digest"] for one in logged}
+    assert digests == {context: report["data"]["splits"][split]["hash"] for context, split in contexts.items()}
     merge = Path(answer["artifacts"]["merge"].removeprefix("file://"))
     choice = json.loads((merge / "choice.json").read_text())
     assert choice["criterion"] == "validation"

@@ -311,6 +311,10 @@ def test_a_run_is_followed_by_the_gate_and_a_refusal_by_an_alert(btm: Btm, serve
     assert Path(alert["report"].removeprefix("file://")).is_file()
     shown = {one["key"]: one["data"] for one in artifacts if one["flow_run_id"] in (run["id"], gate["id"])}
     assert "**failed**" in shown["btm-promotion"] and "| final |" in shown["btm-report-digits-lt"]
+    assert (
+        "| Lowest classes |" in shown["btm-promotion"]
+        and f"with every class: {alert['report']}" in shown["btm-promotion"]
+    )
 
 
 def _ended(server: Server, deployment: str, at_least: int) -> Any:

@@ -41,7 +41,13 @@ def test_the_gate_from_the_command_line(btm: Btm, tmp_path: Path) -> None:
     first = promote("run-1", "--set=promotion.lowest_recall=0.2")
     assert (first["decision"], first["model"], first["version"]) == ("promoted", "trees", "1")
     assert first["rules"]["lowest_recall"] == 0.2
-    assert promote("run-2")["decision"] == "promoted"
+    assert first["candidate"]["per_class"][7]["recall"] == 0.3 and first["comparison"] is None
+    second = promote("run-2")
+    assert (second["decision"], second["changed"]) == ("promoted", True)
+    again = btm("promote", "run-2", cwd=tmp_path).stdout
+    assert again == "NOTHING TO DO: version 2 is the champion already.\n"
+    again = promote("run-2")
+    assert (again["decision"], again["changed"], again["report"]) == ("promoted", False, None)
     refused = promote("latest", "--model=trees", "--fail-if-refused", code=1)
     assert (refused["decision"], refused["version"]) == ("refused", "3")
     assert refused["reasons"]
@@ -52,7 +58,7 @@ def test_the_gate_from_the_command_line(btm: Btm, tmp_path: Path) -> None:
     shown = promote("--show", "--model=trees")
     assert (shown["champion"], shown["previous"]) == ("2", "3")
     for name in (".json", ".html", ".md"):
-        assert list((tmp_path / ".btm/store/runs/run-2").glob(f"promotion-*{name}"))
+        assert len(list((tmp_path / ".btm/store/runs/run-2").glob(f"promotion-*{name}"))) == 2  # and none for nothing
     registered = json.loads(btm("register", "run-3", "--json", cwd=tmp_path).stdout)
     assert registered["uri"] == "models:/trees/3"
     printed = btm("promote", "--show", "--model=trees", cwd=tmp_path).stdout

@@ -23,7 +23,7 @@ from btm_core.metrics import recall_report
 from btm_core.pages.charts import interpolation_chart
 from btm_core.pages.report import render_html
 from btm_core.report import ModelResult, build_report
-from btm_core.side_by_side import FIGURES, Evaluated, side_by_side, side_by_side_html
+from btm_core.side_by_side import FIGURES, Evaluated, side_by_side, side_by_side_html, single_document
 
 pytestmark = needs_chromium
 
@@ -301,6 +301,16 @@ def test_a_link_finds_its_class_wherever_it_is(table: Table) -> None:
     assert row.get_attribute("id") == f"class-{number}" and row.find_element(By.TAG_NAME, "th").text == link.text
 
 
+def csv_of(driver: WebDriver) -> list[str]:
+    """Return the lines of the file that the page offers."""
+    script = """
+      const done = arguments[0], real = URL.createObjectURL;
+      URL.createObjectURL = (blob) => { blob.text().then(done); return real(blob); };
+      HTMLAnchorElement.prototype.click = () => {};
+      document.querySelector("[data-part=csv]").dispatchEvent(new MouseEvent("click"));"""
+    return str(driver.execute_async_script(script)).split("\r\n")
+
+
 def test_names_of_classes_are_text_wherever_they_go(table: Table, many: tuple[Path, dict[str, Any]]) -> None:
     driver = table.driver
     table.head("name").find_element(By.TAG_NAME, "button").click()
@@ -311,12 +321,7 @@ def test_names_of_classes_are_text_wherever_they_go(table: Table, many: tuple[Pa
         shown += table.column(0)
     assert shown == list(HOSTILE)
     assert driver.execute_script("return window.hacked") is None
-    script = """
-      const done = arguments[0], real = URL.createObjectURL;
-      URL.createObjectURL = (blob) => { blob.text().then(done); return real(blob); };
-      HTMLAnchorElement.prototype.click = () => {};
-      document.querySelector("[data-part=csv]").dispatchEvent(new MouseEvent("click"));"""
-    lines = str(driver.execute_async_script(script)).split("\r\n")
+    lines = csv_of(driver)
     assert lines[0].lstrip("\ufeff").startswith('"class","name","group"') and len(lines) == CLASSES + 2
     assert lines[3].startswith('2,"\'=1+1,""b""",many,') or '"\'=1+1,""b"""' in lines[3]  # no formula to a spreadsheet
     assert errors_of(driver) == []
@@ -375,8 +380,10 @@ def other_pages() -> dict[str, str]:
         "checks": checks,
         "reasons": [],
         "comparison": compared,
+        "candidate": None,
         "rules": {"class_loss": 0.1},
     }
+    first = decision | {"decision": "promoted", "comparison": None, "candidate": single_document(one)}
     figures = {name: 0.25 for name in ("h_mean", "g_mean", "lowest_recall", "accuracy", "many", "medium", "few")}
     rows = [Row({"Model": "<a>", "lambda": "0"}, [{**figures, "zero_recall_classes": 2}] * 2)]
     document = comparison(
@@ -390,8 +397,28 @@ def other_pages() -> dict[str, str]:
         "run": render_html(build_report(**{**given, "class_names": long}), {}, "No images are shown: <gone>"),
         "compare": side_by_side_html(compared),
         "decision": decision_html(decision),
+        "first": decision_html(first),
         "comparison": comparison_html(document, {"A to B": [curve]}, "lambda is a share"),
     }
+
+
+def test_the_table_of_one_model_alone(browser: WebDriver, tmp_path: Path) -> None:
+    page = tmp_path / "first.html"
+    page.write_text(other_pages()["first"], encoding="utf-8")
+    browser.get(page.as_uri())
+    table = Table(browser)
+    assert [head.text for head in browser.find_elements(By.CSS_SELECTOR, ".class-table thead th")] == [
+        *("Class", "Group", "Training images", "Test images", "Recall")
+    ]
+    assert table.status == "1 to 50 of 60 classes"
+    lowest = [float(text) for text in table.column(4)]
+    assert lowest == sorted(lowest) and len(set(lowest)) > 5
+    table.head("after").find_element(By.TAG_NAME, "button").click()
+    assert float(table.column(4)[0]) > lowest[0]
+    Select(table.part("change")).select_by_visible_text("zero recall")
+    assert table.status == "No class of 60 matches."
+    assert csv_of(browser)[0].lstrip("\ufeff") == '"class","name","group","training images","test images","recall"'
+    assert errors_of(browser) == [] and browser.execute_script("return window.hacked") is None
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -406,7 +433,7 @@ def test_the_other_pages_are_like_it(dark: bool, tmp_path: Path) -> None:
             paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
             assert (paper != "rgb(255, 255, 255)") == dark
             tables = driver.find_elements(By.CSS_SELECTOR, ".class-table")
-            assert len(tables) == {"run": 1, "compare": 2, "decision": 1, "comparison": 0}[name]
+            assert len(tables) == {"run": 1, "compare": 2, "decision": 1, "first": 1, "comparison": 0}[name]
             if name == "compare":  # each of its tables is its own
                 driver.find_element(By.CSS_SELECTOR, "a[href^='#C-class']").click()
                 row = driver.switch_to.active_element

@@ -1,6 +1,7 @@
 """MLflow's database below BTM_HOME: whole or absent, whoever is killed while it is made."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import pytest
 from conftest import clean_environment
 
 from btm_core.errors import TrackingError
+from tasks.named_models import evaluated
 from tasks.settings import RuntimeSettings
-from tasks.tracking import connect
+from tasks.tracking import connect, mlflow_client
 
 CONNECT = "from tasks.tracking import connect; from tasks.settings import RuntimeSettings; connect(RuntimeSettings())"
 
@@ -42,3 +44,15 @@ def test_a_damaged_database_is_told_with_its_cure(tmp_path: Path) -> None:
         TrackingError, match=r"mlflow\.db is damaged or of another MLflow, move it aside, and a new one is made"
     ):
         connect(RuntimeSettings(home=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'the "other\'s"'])
+def test_versions_of_a_model_are_named_whatever_it_is_called(name: str, tmp_path: Path, databases: Path) -> None:
+    shutil.copy(databases / "mlflow.db", tmp_path)
+    settings = RuntimeSettings(home=tmp_path)
+    client = mlflow_client(settings.mlflow_uri)
+    for one in (name, "its"):
+        client.create_registered_model(one)
+        client.create_model_version(one, f"file://{tmp_path}/nothing")
+    with pytest.raises(TrackingError, match=f"{name} has no version 7; it has 1$"):
+        evaluated([f"{name}/7"], settings, None)

@@ -1,12 +1,14 @@
-"""Registering and promoting on real MLflow servers with passwords and proxied artifacts: SQLite, Postgres with S3."""
+"""Registering and promoting on real MLflow servers with passwords and proxied artifacts: on disk, and on S3."""
 
 import base64
 import io
 import json
 import shutil
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 from mlflow_server import MlflowServer, postgres
 from PIL import Image
 from promotable import CLASSES, finish_run
+from serving_processes import serve_model
 
-from btm_core.config import PromotionRules
+from btm_core.config import PromotionRules, load_experiment
 from btm_core.errors import ConfigError, TrackingError
 from btm_core.storage import Store
 from tasks.finished import FinishedRun
@@ -25,27 +28,23 @@ from tasks.registry.recording import record
 from tasks.registry.registering import register
 from tasks.registry.registry import Registry
 from tasks.settings import RuntimeSettings, runtime_settings
+from tasks.tracking import Tracker
 
 OLD = [0.9, 0.9, 0.9, 0.8, 0.8, 0.6, 0.4, 0.3]
 BETTER = [0.9, 0.9, 0.9, 0.8, 0.8, 0.8, 0.7, 0.6]
 """Recalls of the classes."""
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres-s3"])
+@pytest.fixture(scope="module", params=["sqlite", "postgres-s3" if shutil.which("postgres") else "sqlite-s3"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
     folder = tmp_path_factory.mktemp("mlflow")
-    if request.param == "sqlite":
-        server = MlflowServer(folder)
-        server.start()
-        yield server
-        server.kill()
-        return
-    if shutil.which("postgres") is None:
-        pytest.skip("Postgres is not installed")
-    s3 = request.getfixturevalue("s3")
-    keys = {**s3, "MLFLOW_S3_ENDPOINT_URL": s3["AWS_ENDPOINT_URL_S3"], "AWS_DEFAULT_REGION": s3["AWS_REGION"]}
-    with postgres() as database:
-        server = MlflowServer(folder, database, f"s3://btm/{folder.name}", **keys)
+    kind, _, on_s3 = request.param.partition("-")
+    keys: dict[str, str] = {}
+    if on_s3:
+        s3 = request.getfixturevalue("s3")
+        keys = {**s3, "MLFLOW_S3_ENDPOINT_URL": s3["AWS_ENDPOINT_URL_S3"], "AWS_DEFAULT_REGION": s3["AWS_REGION"]}
+    with postgres() if kind == "postgres" else nullcontext() as database:
+        server = MlflowServer(folder, database, f"s3://btm/{folder.name}" if on_s3 else None, **keys)
         server.start()
         yield server
         server.kill()
@@ -129,10 +128,41 @@ def test_the_life_of_a_model(place: Place) -> None:
 
     back = record(place.registry, place.store, roll_back(place.registry, "bob", "it was worse"))
     assert (back["decision"], back["version"]) == ("rolled_back", "2")
+    assert [(row["a"], row["b"]) for row in back["comparison"]["per_class"]] == list(zip(OLD, BETTER, strict=True))
     assert place.aliases() == {"champion": "2", "previous": "3"}
     rows = place.registry.summary()["versions"]
     assert [(row["version"], row["alias"]) for row in rows] == [("1", None), ("2", "champion"), ("3", "previous")]
     assert rows[1]["decision"] == "rolled_back" and rows[1]["reasons"] == ["rolled back from version 3: it was worse"]
+
+
+def test_a_first_decision_holds_the_recall_of_every_class(place: Place) -> None:
+    first = record(place.registry, place.store, place.promote(place.run(OLD), lowest_recall=0.1))
+    assert (first["decision"], first["changed"], first["comparison"]) == ("promoted", True, None)
+    rows = first["candidate"]["per_class"]
+    assert [row["recall"] for row in rows] == pytest.approx(OLD)
+    assert [(row["name"], row["group"]) for row in rows[::7]] == [("tree-0", "many"), ("tree-7", "few")]
+    page = Path(first["report"].removeprefix("file://"))
+    assert '<tr id="class-7"><th scope="row" class="name">tree-7</th>' in page.read_text()
+    assert "| tree-7 | 3 | 50 | 30.0 |" in page.with_suffix(".md").read_text()
+    assert json.loads(page.with_suffix(".json").read_text())["candidate"] == first["candidate"]
+
+    other = place.promote(place.run(BETTER, split="1"), force="new images")
+    assert other.champion is not None and record(place.registry, place.store, other)["comparison"] is None
+    assert other.evidence is not None and other.evidence[0].split_hash == "1".ljust(64, "0")
+
+
+def test_a_rollback_wants_no_evidence(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    for run in (place.run(OLD), place.run(BETTER)):
+        place.promote(run, lowest_recall=0.1)
+    place.registry.evidence = unreadable  # type: ignore[method-assign]
+    back = record(place.registry, place.store, roll_back(place.registry, "ann"))
+    assert (back["version"], back["comparison"], back["candidate"]) == ("1", None, None)
+    assert place.aliases() == {"champion": "1", "previous": "2"}
+    assert "written down without the recall of the classes: the artifacts are away" in caplog.text
+
+
+def unreadable(version: Any) -> Any:
+    raise TrackingError("the artifacts are away")
 
 
 def test_promoted_again_it_keeps_its_record(place: Place) -> None:
@@ -167,6 +197,19 @@ def test_rollbacks_at_once_and_after_a_deletion(place: Place) -> None:
     back = roll_back(place.registry, "ann")
     assert (back.candidate.number, back.reasons) == ("2", ["rolled back from a version that was deleted"])
     assert place.aliases()["champion"] == "2"
+
+
+def test_the_previous_champion_of_a_deleted_one_is_not_judged_against_itself(place: Place) -> None:
+    first, second = place.run(OLD), place.run(BETTER)
+    assert place.promote(first, lowest_recall=0.1).decision == "promoted"
+    assert place.promote(second).decision == "promoted"
+    place.registry.client.delete_model_version(place.registry.name, "2")
+    with pytest.raises(ConfigError, match="no other to judge it against; make it the champion again: btm promote --ro"):
+        place.promote(first, lowest_recall=0.1)
+    assert place.aliases() == {"previous": "1"}  # and no challenger
+    forced = place.promote(first, force="at once")
+    assert (forced.decision, forced.champion) == ("forced", None)
+    assert place.aliases() == {"champion": "1"}
 
 
 def test_a_store_that_fails_after_the_move_loses_no_record(place: Place, caplog: pytest.LogCaptureFixture) -> None:
@@ -242,12 +285,40 @@ def test_a_registered_version_says_what_it_is_and_predicts(place: Place) -> None
         model = mlflow.pyfunc.load_model(f"models:/{place.registry.name}@challenger")
     finally:
         mlflow.set_tracking_uri(None)
-    buffer = io.BytesIO()
-    Image.new("L", (8, 8), 100).save(buffer, "PNG")
-    [first] = model.predict(pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}))
+    [first] = model.predict(pd.DataFrame({"image": [picture()]}))
     assert len(first["probabilities"]) == CLASSES
     evidence = place.registry.evidence(version)
     assert evidence is not None and evidence.report.recall.tolist() == pytest.approx(BETTER)
+
+
+def test_a_tracked_run_is_registered_and_served(server: MlflowServer, place: Place, tmp_path: Path) -> None:
+    figure = tmp_path / "final.png"
+    figure.write_bytes(b"a figure")
+    with Tracker(place.settings, load_experiment("digits-lt"), "run-1") as tracker:
+        tracker.log_result({"test/h_mean": 0.5}, {}, [figure], "a note")
+    run = place.run(BETTER, tracked=tracker.run_id)
+    version = register(place.registry, run)
+    assert version.mlflow_run == tracker.run_id
+    client, wherever = place.registry.client, tmp_path / "fetched"
+    wherever.mkdir()
+    fetched = client.download_artifacts(tracker.run_id, "figures/final.png", str(wherever))
+    assert Path(fetched).read_bytes() == b"a figure"
+    image = picture()
+    with serve_model(f"models:/{place.registry.name}@challenger", tmp_path, **server.environment) as url:
+        body = json.dumps({"dataframe_records": [{"image": image}]}).encode()
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            [served] = json.load(answer)["predictions"]
+    assert served["label"] in {f"tree-{c}" for c in range(CLASSES)}
+    assert sum(served["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert (server.folder / "artifacts").exists() == (not server.on_s3)
+
+
+def picture() -> str:
+    """Return a grey image as it is sent to a served model."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 100).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def test_a_champion_without_evidence_or_of_other_images_is_not_beaten_silently(place: Place, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,10 +44,13 @@ def epoch(number: int, address: str = STAGE1, **more: Any) -> dict[str, Any]:
     return {"event": "epoch", "step": address, **record, **more}
 
 
-def children(client: Any, tracker: Tracker) -> dict[str, Any]:
-    parent = client.get_run(tracker.run_id)
-    wanted = f"tags.`mlflow.parentRunId` = '{tracker.run_id}'"
-    return {run.data.tags["btm.address"]: run for run in client.search_runs([parent.info.experiment_id], wanted)}
+def children(client: Any, run_id: str) -> dict[str, Any]:
+    """Return the child runs of a run by address; there is one of each."""
+    parent = client.get_run(run_id)
+    found = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    by_address = {run.data.tags["btm.address"]: run for run in found}
+    assert len(by_address) == len(found)
+    return by_address
 
 
 def losses(client: Any, run: Any) -> list[tuple[int, float]]:
@@ -93,7 +98,7 @@ def test_a_server_that_is_down_for_a_while_delays_the_log_and_nothing_else(
     table = client.load_table("1", "per_class_recall.json", run_ids=[tracker.run_id])
     assert table["soup"].tolist() == [0.5, 0.25]
     assert [file.path for file in client.list_artifacts(tracker.run_id, "figures")] == ["figures/final.png"]
-    found = children(client, tracker)
+    found = children(client, tracker.run_id)
     assert set(found) == {STAGE1, SOUP}
     assert {run.info.status for run in found.values()} == {"FINISHED"}
     assert losses(client, found[STAGE1]) == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (4, 0.25)]
@@ -101,6 +106,76 @@ def test_a_server_that_is_down_for_a_while_delays_the_log_and_nothing_else(
     assert found[STAGE1].data.metrics["train/images_per_second"] == 50.0
     assert found[STAGE1].data.metrics["train/waited_share"] == 0.25
     assert found[SOUP].data.metrics == {"test/h_mean": 0.5}
+
+
+WORKERS, STAGES, EPOCHS = 3, 4, 25
+LOGGING = f"""
+import sys, threading
+from pathlib import Path
+from btm_core.config import load_experiment
+from tasks.events import listening, publish
+from tasks.tracking import Tracker
+from tasks.settings import runtime_settings
+
+def train(stage):
+    address = f"finetune/subset-{{stage:02d}}-0123456789abcdef"
+    publish({{"event": "started", "step": address}})
+    for number in range(1, {EPOCHS} + 1):
+        facts = {{"epochs": {EPOCHS}, "lr": 0.1, "images": 100, "seconds": 2.0}}
+        loss = 100 * int(sys.argv[1]) + 10 * stage + 1 / number
+        publish({{"event": "epoch", "step": address, "epoch": number, "loss": loss, **facts}})
+        if number % 5 == 0:
+            tracker._flush(address)  # as time does
+    publish({{"event": "done", "step": address}})
+
+print("ready", flush=True)
+sys.stdin.readline()
+tags = {{"btm.worker": sys.argv[1]}}
+with Tracker(runtime_settings({{"home": Path(sys.argv[2])}}), load_experiment("digits-lt"), "run", tags) as tracker:
+    with listening(tracker.listen):
+        threads = [threading.Thread(target=train, args=[stage]) for stage in range({STAGES})]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+print(tracker.run_id)
+"""
+
+
+def test_workers_that_log_to_one_server_at_once_get_each_epoch_once(server: MlflowServer, tmp_path: Path) -> None:
+    """Processes, each with a parent run and stages of its own, of the same addresses, in an experiment not yet made."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOGGING, str(number), str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(WORKERS)
+    ]
+    for worker in workers:
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    told = [worker.communicate(timeout=300) for worker in workers]
+    assert [(worker.returncode, errors) for worker, (_, errors) in zip(workers, told, strict=True)] == [(0, "")] * 3
+    client = mlflow_client(server.url)
+    parents = [client.get_run(text.strip()) for text, _ in told]
+    assert len({parent.info.run_id for parent in parents}) == WORKERS
+    assert len({parent.info.experiment_id for parent in parents}) == 1
+    for number, parent in enumerate(parents):
+        assert (parent.info.status, parent.data.tags["btm.worker"]) == ("FINISHED", str(number))
+        found = children(client, parent.info.run_id)
+        assert sorted(found) == [f"finetune/subset-{stage:02d}-0123456789abcdef" for stage in range(STAGES)]
+        for stage, address in enumerate(sorted(found)):
+            assert found[address].info.status == "FINISHED"
+            expected = [(n, pytest.approx(100 * number + 10 * stage + 1 / n)) for n in range(1, EPOCHS + 1)]
+            assert losses(client, found[address]) == expected
+    everything = client.search_runs([parents[0].info.experiment_id], max_results=1000)
+    assert len(everything) == WORKERS * (1 + STAGES)
 
 
 def test_a_server_that_stays_away_is_told_and_what_it_missed_is_logged_by_the_next_run(
@@ -120,11 +195,11 @@ def test_a_server_that_stays_away_is_told_and_what_it_missed_is_logged_by_the_ne
     found = {"event": "cached", "step": STAGE1}
     with Tracker(settings(tmp_path), experiment, "second", records=records) as second:
         second.listen(found)
-    [child] = children(client, second).values()
+    [child] = children(client, second.run_id).values()
     assert [step for step, _ in losses(client, child)] == [1, 2, 3, 4]
     with Tracker(settings(tmp_path), experiment, "third", records=records) as third:
         third.listen(found)
-    assert children(client, third) == {}  # once is enough
+    assert children(client, third.run_id) == {}  # once is enough
 
 
 def test_what_a_server_refuses_is_told_and_the_rest_is_logged(
@@ -153,7 +228,7 @@ def test_a_run_that_was_refused_once_is_made_with_what_comes_next(tmp_path: Path
         tracker.listen({"event": "done", "step": STAGE1})
     assert not refusals
     client = mlflow_client(local.mlflow_uri)
-    [child] = children(client, tracker).values()
+    [child] = children(client, tracker.run_id).values()
     assert [step for step, _ in losses(client, child)] == [1, 2]
 
 
@@ -165,9 +240,12 @@ def test_a_wrong_password_is_an_error_at_once(
         Tracker(settings(tmp_path), load_experiment("digits-lt"), "run")
 
 
-def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path, databases: Path) -> None:
+@pytest.mark.parametrize("place", ["a-folder", "memory://O'Neil's \"5 %\" and\\or_more"])
+def test_runs_that_were_killed_do_not_stay_running(
+    place: str, tmp_path: Path, databases: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copy(databases / "mlflow.db", tmp_path)
-    store = Store(str(tmp_path / "store"))
+    store = Store(place if "://" in place else str(tmp_path / place))
     local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment, tags = load_experiment("digits-lt"), {"btm.store": store.url}
     runs = {name: Tracker(local, experiment, name, tags) for name in ("dead", "alive")}
@@ -184,7 +262,18 @@ def test_runs_that_were_killed_do_not_stay_running(tmp_path: Path, databases: Pa
     client = mlflow_client(local.mlflow_uri)
     status = {name: client.get_run(tracker.run_id).info.status for name, tracker in runs.items()}
     assert status == {"dead": "KILLED", "alive": "RUNNING"}
-    assert [run.info.status for run in children(client, runs["dead"]).values()] == ["KILLED"]
+    assert [run.info.status for run in children(client, runs["dead"].run_id).values()] == ["KILLED"]
+    assert caplog.messages == []
+
+
+def test_a_run_of_a_store_whose_name_is_nearly_the_same_is_left_alone(tmp_path: Path, databases: Path) -> None:
+    shutil.copy(databases / "mlflow.db", tmp_path)
+    local = settings(tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = load_experiment("digits-lt")
+    other = Tracker(local, experiment, "other", {"btm.store": "s3://b/anns"})
+    with other._spool, Tracker(local, experiment, "next", {"btm.store": "s3://b/ann's"}, over=lambda run_id: True):
+        other._outbox.close(60)
+    assert mlflow_client(local.mlflow_uri).get_run(other.run_id).info.status == "RUNNING"
 
 
 def test_the_outbox_gives_up_what_a_server_that_is_well_does_not_take(caplog: pytest.LogCaptureFixture) -> None:
