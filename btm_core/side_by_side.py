@@ -5,7 +5,6 @@ several runs. C classes.
 """
 
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
