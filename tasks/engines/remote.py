@@ -35,6 +35,8 @@ PROGRESS, HEARTBEAT = "progress.json", "heartbeat"
 WRITE_SECONDS, BEAT_SECONDS = 2.0, 10.0
 BRIEF_SECONDS = 10.0
 """Longest wait for a store that is away, where the next news will do."""
+GRACE_SECONDS = 600.0
+"""What a far end has beyond its own deadlines, to say itself how it ended."""
 SETTINGS = (
     *("store", "device", "gpu_share", "pretrain_gpus", "threads", "finetune_threads"),
     *("checkpoint_seconds", "deadline_hours", "retries", "pixels_gb", "pixels_disk_gb", "compiled"),
@@ -212,7 +214,8 @@ def follow(steps: Sequence[Step], settings: RuntimeSettings, job: Job) -> Iterat
     store = Store(settings.store_url)
     brief = store.within(BRIEF_SECONDS)
     told = dict.fromkeys((step.address for step in steps), 0)
-    limit = settings.deadline_hours * 3600 * (settings.retries + 1) + 600
+    # As the far end counts: a deadline for each of its steps, and for each time that it tries them.
+    limit = settings.deadline_hours * 3600 * len(steps) * (settings.retries + 1) + GRACE_SECONDS
     asked, started = time.monotonic(), None
     heartbeat, heard = "", 0.0
     with _cluster.job():

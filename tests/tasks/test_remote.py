@@ -139,6 +139,21 @@ def test_a_far_end_without_a_heartbeat_is_taken_for_dead(settings: RuntimeSettin
     assert job.cancelled
 
 
+@pytest.mark.parametrize(
+    ("steps", "end"), [(1, "did not end within 0.0 h, with retries"), (2, "is said to be done, but")]
+)
+def test_an_order_has_a_deadline_for_each_of_its_steps(
+    settings: RuntimeSettings, monkeypatch: pytest.MonkeyPatch, steps: int, end: str
+) -> None:
+    """As at the far end. This one takes three looks, a second apart, and each step may take 1.8 seconds."""
+    monkeypatch.setattr("tasks.engines.remote.GRACE_SECONDS", 0.0)
+    job, looks = SilentJob("running"), iter(["running", "running", "running", "done"])
+    monkeypatch.setattr(job, "look", lambda: next(looks))
+    order = [pretrain(settings), pretrain(settings, epochs=3)][:steps]
+    with pytest.raises(WorkerError, match=end):
+        list(follow(order, settings.model_copy(update={"deadline_hours": 1.8 / 3600}), job))
+
+
 def test_done_without_an_artifact_is_an_error(settings: RuntimeSettings) -> None:
     step = pretrain(settings)
     with pytest.raises(WorkerError, match="do all workers see this store"):
