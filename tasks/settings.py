@@ -47,7 +47,10 @@ class RuntimeSettings(BaseSettings):
         False, description="compile stage 1 (torch.compile), which changes the last bits of results; see docs/speed.md"
     )
     pixels_gb: float | None = Field(
-        None, ge=0, description="memory for decoded images, all workers together; default: a quarter of what is free"
+        None,
+        ge=0,
+        description="memory for decoded images, all workers together; on ray and workpool those of one GPU; default: a "
+        "quarter of what is free",
     )
     pixels_disk_gb: float | None = Field(
         None, ge=0, description="the same beyond memory, in temporary files; default: a quarter of what is free"

@@ -27,7 +27,7 @@ from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.workspace import RECORDS
 
-__all__ = ["FAILURES", "Job", "Outcome", "RemoteOrder", "carry_out", "follow", "remote_order"]
+__all__ = ["FAILURES", "Job", "Outcome", "RemoteOrder", "carry_out", "follow", "remote_order", "settings_here"]
 
 log = logging.getLogger(__name__)
 
@@ -90,12 +90,21 @@ def remote_order(steps: Sequence[Step], settings: RuntimeSettings) -> RemoteOrde
     return RemoteOrder(first=steps[0].address, steps=steps_to_json(steps), settings=told, token=uuid.uuid4().hex)
 
 
+def settings_here(order: RemoteOrder, steps: Sequence[Step]) -> RuntimeSettings:
+    """Return the settings of the far end: on the GPUs that it sees, with a slot for each that shares one with it.
+
+    The order takes as many slots as it has processes; the others are there to have their part of the memory left.
+    """
+    processes = order.settings["pretrain_gpus"] if steps[0].on_several_gpus else 1
+    slots = max(processes, int(1 / order.settings["gpu_share"]))
+    here = {"engine": "local", "workers": slots, "gpus": None, "pretrain_gpus": processes}
+    return RuntimeSettings(**{**order.settings, **here})
+
+
 def carry_out(order: RemoteOrder) -> Outcome:
     """The far end: do the steps here, in a worker process, and write down how they go."""
     steps = steps_from_json(order.steps)
-    processes = order.settings["pretrain_gpus"] if steps[0].on_several_gpus else 1
-    here = {"engine": "local", "workers": processes, "gpus": None, "pretrain_gpus": processes}
-    settings = RuntimeSettings(**{**order.settings, **here})
+    settings = settings_here(order, steps)
     brief = Store(settings.store_url).within(BRIEF_SECONDS)
     try:
         with _beating(order, brief), _writing_progress(brief):

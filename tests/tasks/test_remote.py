@@ -12,7 +12,7 @@ from test_pool import pretrain, the_worker
 from btm_core.errors import NonFiniteLossError
 from btm_core.storage import Store
 from tasks.engines.pool import DeadlineError, WorkerDiedError, WorkerError
-from tasks.engines.remote import Outcome, RemoteOrder, _cluster, carry_out, follow, remote_order
+from tasks.engines.remote import Outcome, RemoteOrder, _cluster, carry_out, follow, remote_order, settings_here
 from tasks.settings import RuntimeSettings
 
 
@@ -71,6 +71,25 @@ def test_every_epoch_is_told_once_and_in_order(settings: RuntimeSettings) -> Non
     assert store.find(step.address) is not None
     for name in ("heartbeat", "progress.json"):
         assert store.read("partial", step.address, name) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "gpus", "visible", "slots"),
+    [(1, 1, "3", ["3"]), (0.25, 1, "3", ["3"] * 4), (0.5, 3, "5,6,7", ["5", "6", "7"]), (0.5, 1, "", [None, None])],
+)
+def test_a_far_end_leaves_room_for_those_that_share_its_gpu(
+    settings: RuntimeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    gpus: int,
+    visible: str,
+    slots: list[str | None],
+) -> None:
+    """Memory is shared out among slots. How many workers the near end has says nothing of this machine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    steps = [pretrain(settings)]
+    near = settings.model_copy(update={"workers": 8, "gpu_share": share, "pretrain_gpus": gpus})
+    assert settings_here(remote_order(steps, near), steps).slots() == slots
 
 
 def test_an_error_of_the_input_arrives_as_what_it_is(settings: RuntimeSettings) -> None:
