@@ -2,11 +2,12 @@
 variant costs only what it changes.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from btm_core.config import ExperimentConfig
+from btm_core.config import ExperimentConfig, with_overrides
 from btm_core.errors import ConfigError
 
 __all__ = ["ABLATIONS", "Variant", "subset_alert", "with_values"]
@@ -25,17 +26,8 @@ class Variant:
 
 
 def with_values(experiment: ExperimentConfig, values: dict[str, Any]) -> ExperimentConfig:
-    """Return the experiment with dotted keys set, validated anew."""
-    raw = experiment.model_dump()
-    for key, value in values.items():
-        *parents, last = key.split(".")
-        node = raw
-        for parent in parents:
-            node = node[parent]
-        if last not in node:
-            raise ConfigError(f"{key} is no key of an experiment")
-        node[last] = value
-    return ExperimentConfig.model_validate(raw)
+    """Return the experiment with dotted keys set, validated anew. Raises ConfigError."""
+    return with_overrides(experiment, [f"{key}={json.dumps(value)}" for key, value in values.items()])
 
 
 def _merging(experiment: ExperimentConfig) -> list[Variant]:
@@ -52,10 +44,12 @@ def _merging(experiment: ExperimentConfig) -> list[Variant]:
 
 def _subsets(experiment: ExperimentConfig) -> list[Variant]:
     sizes = [(2, 10), (4, 10), (8, 10), (10, 10), (20, 10), (10, 5), (10, 20)]
+    # Published lists are of one size, and a row of N_D subsets is the soup of all N_D.
+    drawn: dict[str, Any] = {"sampling.lists": [], "finetune.quorum": None}
     return [
         Variant(
             {"subsets (N_D)": str(count), "shots (N_C)": str(shots)},
-            {"sampling.num_subsets": count, "sampling.shots": shots},
+            {"sampling.num_subsets": count, "sampling.shots": shots, **drawn},
         )
         for count, shots in sizes
     ]

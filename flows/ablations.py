@@ -60,13 +60,17 @@ def ablate(
     title, variants_of = ABLATIONS[name]
     seeds = [experiment.seed + number for number in range(repeats)]
     store = Store(settings.store_url)
+    # All of them first: what cannot be is refused before hours of training, not between two rows.
+    configs = [
+        (variant, with_values(experiment, {**variant.values, "seed": seed}))
+        for variant in variants_of(experiment)
+        for seed in seeds
+    ]
     with Run(experiment, settings, run_id) as run:
         rows: dict[tuple[str, ...], Row] = {}
-        for variant in variants_of(experiment):
-            for seed in seeds:
-                config = with_values(experiment, {**variant.values, "seed": seed})
-                for labels, figures in mended(partial(_figures, config, settings, store, variant)):
-                    rows.setdefault(tuple(labels.values()), Row(labels)).runs.append(figures)
+        for variant, config in configs:
+            for labels, figures in mended(partial(_figures, config, settings, store, variant)):
+                rows.setdefault(tuple(labels.values()), Row(labels)).runs.append(figures)
         document = comparison(
             title, list(rows.values()), **_facts(experiment, run_id, seeds, next(iter(rows.values())).runs[0])
         )
@@ -102,7 +106,7 @@ def _interpolated(
     start, base = "stage 1", do(stage1_step(experiment, shared), settings)
     if experiment.fc is not None:
         start, base = "stage 1 + FC", do(RetrainHead(base=base, config=experiment.fc, **shared), settings)
-    sampling = experiment.sampling.model_copy(update={"num_subsets": 2, "shots": shots})
+    sampling = experiment.sampling.model_copy(update={"num_subsets": 2, "shots": shots, "lists": ()})
     a, b = each(SampleSubset.all(data, sampling, experiment.seed), settings)
     union = do(UnionOfSubsets(subsets=(a, b)), settings)
     tuned = each(

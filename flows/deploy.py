@@ -63,7 +63,7 @@ class Pools:
 
 
 def register_steps(pool: str) -> None:
-    """Create the process pool `pool` if there is none of that name, and the deployment `btm-step/<pool>`.
+    """Create the process pools `pool` and `<pool>-flows` if they are not there, and the deployment `btm-step/<pool>`.
 
     Prefect reads its address from the environment when it is imported: set it before.
     """
@@ -133,6 +133,7 @@ async def _register_steps(pools: Pools) -> dict[str, Any]:
 
     async with get_client() as client:
         await _ensure_pool(client, pools.steps, pools.kind, pools.limit)
+        await _ensure_pool(client, pools.flows, pools.kind)  # its worker may come before its first deployment
         deployment = await _deploy(client, step, pools.steps, pools.steps, STEP, pools.variables)
         watch = AutomationCore.model_validate(yaml.safe_load(_file("heartbeats.yaml").read_text(encoding="utf-8")))
         automation = await _ensure_automation(client, watch)
@@ -166,7 +167,6 @@ async def _register(
     own.pop("env")
     given = pools.variables | ({} if store is None else {"env.BTM_STORE": store})
     async with get_client() as client:
-        await _ensure_pool(client, pools.flows, pools.kind)
         limit = entry["concurrency_limit"]
         deployment = await _deploy(
             client,

@@ -48,7 +48,10 @@ class RuntimeSettings(BaseSettings):
         False, description="compile stage 1 (torch.compile), which changes the last bits of results; see docs/speed.md"
     )
     pixels_gb: float | None = Field(
-        None, ge=0, description="memory for decoded images, all workers together; default: a quarter of what is free"
+        None,
+        ge=0,
+        description="memory for decoded images, all workers together; on ray and workpool those of one GPU; default: a "
+        "quarter of what is free",
     )
     pixels_disk_gb: float | None = Field(
         None, ge=0, description="the same beyond memory, in temporary files; default: a quarter of what is free"
@@ -100,17 +103,21 @@ class RuntimeSettings(BaseSettings):
             return 0
         return visible_gpus() if self.gpus is None else self.gpus
 
+    def gpu_names(self) -> list[str]:
+        """Return the GPUs to hand out, by the names that CUDA_VISIBLE_DEVICES has for them."""
+        gpus, named = self.gpu_count(), _named_gpus()
+        names = [str(i) for i in range(gpus)] if named is None else named
+        if gpus > len(names):
+            raise ConfigError(
+                f"BTM_GPUS asks for {gpus} GPUs, CUDA_VISIBLE_DEVICES shows {len(names)}: {','.join(names) or 'none'}"
+            )
+        return names[:gpus]
+
     def slots(self) -> list[str | None]:
         """Return one entry a concurrent worker: the GPU it may use, None for the CPU."""
-        gpus = self.gpu_count()
-        if gpus:
-            names = _named_gpus() or [str(i) for i in range(gpus)]
-            if gpus > len(names):
-                raise ConfigError(
-                    f"BTM_GPUS asks for {gpus} GPUs, CUDA_VISIBLE_DEVICES shows {len(names)}: {','.join(names)}"
-                )
-            count = self.workers or gpus * int(1 / self.gpu_share)
-            slots: list[str | None] = [names[i % gpus] for i in range(count)]
+        if gpus := self.gpu_names():
+            count = self.workers or len(gpus) * int(1 / self.gpu_share)
+            slots: list[str | None] = [gpus[i % len(gpus)] for i in range(count)]
             self._check_pretrain_gpus(len(set(slots)))
             return slots
         if self.device != "cpu":

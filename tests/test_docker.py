@@ -56,6 +56,22 @@ def test_each_dependency_is_waited_for() -> None:
             assert how == {"condition": lasting}, f"{name} on {other}"
 
 
+def test_workers_serve_both_pools_and_train_one_stage_at_a_time() -> None:
+    """Of those that serve the pool of stages one profile starts one: the slower would hold up the other."""
+    serving: dict[str, list[str]] = {}
+    for name, service in SERVICES.items():
+        words = service.get("entrypoint", [])
+        if "--pool" in words:
+            pool = words[words.index("--pool") + 1]
+            serving.setdefault(pool, []).append(name)
+            assert ("--limit" in words and words[words.index("--limit") + 1] == "1") == (pool == "btm"), name
+            assert service["depends_on"]["register"]
+    declared = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
+    assert serving.keys() == {deployment["work_pool"]["name"] for deployment in declared}
+    assert sorted(SERVICES[name]["profiles"] for name in serving["btm"]) == [["cpu"], ["gpu"]]
+    assert not any("profiles" in SERVICES[name] for name in serving["btm-flows"])
+
+
 def test_ports_are_published_on_this_machine_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     assert set(published) == {"seaweedfs", "prefect", "mlflow"}

@@ -21,6 +21,7 @@ from pydantic import BaseModel, Field
 from btm_core.errors import ConfigError
 from flows.stack.ports import HOST
 from flows.stack.probes import basic, expect, get, put_and_get
+from tasks.settings import runtime_settings
 
 __all__ = ["BUCKET", "PORTS", "POOL", "Place", "Secrets", "Service", "client_environment", "core_services", "worker"]
 
@@ -117,9 +118,16 @@ def core_services(place: Place) -> list[Service]:
 
 
 def worker(place: Place, number: int) -> Service:
-    """Return one of the workers that execute fine-tunes. Relative paths of data are relative to where we are now."""
+    """Return one of the workers that execute fine-tunes, one at a time, on a GPU of its own as far as there are any.
+
+    Relative paths of data are relative to where we are now.
+    """
     name = f"worker-{number}"
     api, auth = f"{place.url('prefect')}/api", place.secrets.prefect
+    gpus = runtime_settings({}).gpu_names()
+    own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]} if gpus else {}
+
+    options = ["--pool", POOL, "--type", "process", "--limit", "1"]
 
     def ready(since: float) -> None:
         found = json.loads(get(f"{api}/work_pools/{POOL}/workers/filter", basic(auth), b"{}"))
@@ -130,7 +138,7 @@ def worker(place: Place, number: int) -> Service:
     return Service(
         name,
         None,
-        [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name],
+        [sys.executable, "-m", "prefect", "worker", "start", *options, "--name", name],
         Path.cwd(),
         ready,
         {
@@ -139,6 +147,7 @@ def worker(place: Place, number: int) -> Service:
             **client_environment(place, workers=1),
             "PREFECT_HOME": str(place.home / "prefect"),
             "PREFECT_WORKER_QUERY_SECONDS": "2",  # 10 by default: most of what a small fine-tune takes
+            **own_gpu,
         },
     )
 

@@ -1,4 +1,4 @@
-"""The Ray engine: each order is a Ray task that holds its share of a GPU; Ray resubmits one whose process died.
+"""The Ray engine: each order is a Ray task that holds its share of a GPU; one whose process or node died is sent again.
 
 Ray's tasks are called from the threads of the flow's own task runner. With prefect-ray's RayTaskRunner every node would
 have to reach the Prefect server, which in its embedded form listens on 127.0.0.1 alone; so nodes need the store only.
@@ -33,7 +33,9 @@ def run_on_ray(steps: Sequence[Step], settings: RuntimeSettings) -> Iterator[Eve
     on_gpu = settings.device == "cuda" or (settings.device == "auto" and total.get("GPU", 0) > 0)
     gpus = settings.pretrain_gpus if steps[0].on_several_gpus and settings.pretrain_gpus > 1 else settings.gpu_share
     resources = {"num_cpus": min(wanted, total.get("CPU", wanted)), "num_gpus": gpus if on_gpu else 0.0}
-    remote = ray.remote(_carry_out).options(**resources, max_retries=settings.retries, name=steps[0].address)
+    # A lost task is `tasks.execution`'s to send again, as on every engine: it counts, and says so. Ray's own retries
+    # would multiply with those, and an order that has begun would count as silent while its next try waits for a node.
+    remote = ray.remote(_carry_out).options(**resources, max_retries=0, name=steps[0].address)
     order = remote_order(steps, settings)
     job = _RayJob(ray, remote.remote(order.model_dump_json()), order, settings)
     with on_stop(job.cancel):

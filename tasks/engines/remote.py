@@ -27,7 +27,7 @@ from tasks.settings import RuntimeSettings
 from tasks.step import Step
 from tasks.workspace import RECORDS
 
-__all__ = ["FAILURES", "Job", "Outcome", "RemoteOrder", "carry_out", "follow", "remote_order"]
+__all__ = ["FAILURES", "Job", "Outcome", "RemoteOrder", "carry_out", "follow", "remote_order", "settings_here"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ PROGRESS, HEARTBEAT = "progress.json", "heartbeat"
 WRITE_SECONDS, BEAT_SECONDS = 2.0, 10.0
 BRIEF_SECONDS = 10.0
 """Longest wait for a store that is away, where the next news will do."""
+GRACE_SECONDS = 600.0
+"""What a far end has beyond its own deadlines, to say itself how it ended."""
 SETTINGS = (
     *("store", "device", "gpu_share", "pretrain_gpus", "threads", "finetune_threads"),
     *("checkpoint_seconds", "deadline_hours", "retries", "pixels_gb", "pixels_disk_gb", "compiled"),
@@ -88,12 +90,21 @@ def remote_order(steps: Sequence[Step], settings: RuntimeSettings) -> RemoteOrde
     return RemoteOrder(first=steps[0].address, steps=steps_to_json(steps), settings=told, token=uuid.uuid4().hex)
 
 
+def settings_here(order: RemoteOrder, steps: Sequence[Step]) -> RuntimeSettings:
+    """Return the settings of the far end: on the GPUs that it sees, with a slot for each that shares one with it.
+
+    The order takes as many slots as it has processes; the others are there to have their part of the memory left.
+    """
+    processes = order.settings["pretrain_gpus"] if steps[0].on_several_gpus else 1
+    slots = max(processes, int(1 / order.settings["gpu_share"]))
+    here = {"engine": "local", "workers": slots, "gpus": None, "pretrain_gpus": processes}
+    return RuntimeSettings(**{**order.settings, **here})
+
+
 def carry_out(order: RemoteOrder) -> Outcome:
     """The far end: do the steps here, in a worker process, and write down how they go."""
     steps = steps_from_json(order.steps)
-    processes = order.settings["pretrain_gpus"] if steps[0].on_several_gpus else 1
-    here = {"engine": "local", "workers": processes, "gpus": None, "pretrain_gpus": processes}
-    settings = RuntimeSettings(**{**order.settings, **here})
+    settings = settings_here(order, steps)
     brief = Store(settings.store_url).within(BRIEF_SECONDS)
     try:
         with _beating(order, brief), _writing_progress(brief):
@@ -212,7 +223,8 @@ def follow(steps: Sequence[Step], settings: RuntimeSettings, job: Job) -> Iterat
     store = Store(settings.store_url)
     brief = store.within(BRIEF_SECONDS)
     told = dict.fromkeys((step.address for step in steps), 0)
-    limit = settings.deadline_hours * 3600 * (settings.retries + 1) + 600
+    # As the far end counts: a deadline for each of its steps, and for each time that it tries them.
+    limit = settings.deadline_hours * 3600 * len(steps) * (settings.retries + 1) + GRACE_SECONDS
     asked, started = time.monotonic(), None
     heartbeat, heard = "", 0.0
     with _cluster.job():

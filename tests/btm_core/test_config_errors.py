@@ -138,7 +138,7 @@ def test_ablations_and_networks() -> None:
         ConfigError, match=r"gml ablation compares another post_train\.method with gml; start from such"
     ):
         ABLATIONS["gml"][1](experiment)
-    with pytest.raises(ConfigError, match=r"merge\.strategies is no key of an experiment"):
+    with pytest.raises(ConfigError, match=r"unknown key 'merge\.strategies'; did you mean 'merge\.strategy'\?"):
         with_values(experiment, {"merge.strategies": 1})
     with pytest.raises(ConfigError, match="unknown backbone 'vgg'; known are small_cnn, resnet20"):
         build_model("vgg", 2, 3)

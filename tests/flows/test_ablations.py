@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST, Btm, clean_environment
+from conftest import FAST, Btm, clean_environment, small_experiment, write_lists
 
 from btm_core.ablations import ABLATIONS, subset_alert, with_values
 from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown
@@ -76,6 +76,77 @@ def test_an_ablation_shares_what_its_variants_have_in_common(
     assert "fine-tune on subsets: 3 found in the store" in done.stderr
     ended = [line for line in done.stderr.splitlines() if line.endswith(" done") and " of " not in line]
     assert all(("post-train" in line or "merge" in line or "evaluate" in line) for line in ended), ended
+
+
+def ablated(btm: Btm, folder: Path, name: str, *options: str) -> tuple[list[dict[str, Any]], Store, str]:
+    """Return the rows of an ablation of the reduced digits-lt, its store, and what it told."""
+    done = btm("ablate", name, "digits-lt", "--json", *FAST, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["title"] == ABLATIONS[name][0]
+    return document["rows"], Store(str(folder / ".btm" / "store")), done.stderr
+
+
+def test_the_training_ablation_trains_each_part_between_stages_and_after_them(
+    btm: Btm, undisturbed: Undisturbed
+) -> None:
+    folder, first = undisturbed
+    rows, _, _ = ablated(btm, folder, "training")
+    artifacts = {tuple(row["labels"].values()): row["runs"][0]["artifact"] for row in rows}
+    assert len(set(artifacts.values())) == len(artifacts) == 6
+    assert artifacts["between stages", "both"] == first["models"][-1]["artifact"]
+    for (when, _), artifact in artifacts.items():  # after stage 2 the soup is the end
+        assert artifact.startswith("merge/" if when == "after stage 2" else "post_train/")
+
+
+def test_the_models_ablation_shows_every_model_of_a_run(btm: Btm, undisturbed: Undisturbed) -> None:
+    folder, first = undisturbed
+    rows, _, told = ablated(btm, folder, "models")
+    figures = ("artifact", "accuracy", "h_mean", "few")
+    shown = [(row["labels"]["Model"], *(row["runs"][0][key] for key in figures)) for row in rows]
+    assert shown == [(model["name"], *(model[key] for key in figures)) for model in first["models"]]
+    assert "evaluate every model: 7 found in the store" in told  # nor is anything else made anew
+
+
+def test_a_row_of_the_subsets_ablation_is_the_soup_of_so_many(btm: Btm, undisturbed: Undisturbed) -> None:
+    """A quorum of the experiment's own number of subsets is none of theirs."""
+    folder, _ = undisturbed
+    rows, store, _ = ablated(btm, folder, "subsets", "--set=finetune.quorum=3")
+    assert len(rows) == 7
+    ingredients: dict[str, set[str]] = {}
+    for row in rows:
+        final = store.manifest(row["runs"][0]["artifact"])
+        assert final is not None
+        [soup] = [store.manifest(parent) for parent in final.parents.values() if parent.startswith("merge/")]
+        assert soup is not None and len(soup.parents) == int(row["labels"]["subsets (N_D)"])
+        ingredients.setdefault(row["labels"]["shots (N_C)"], set()).update(soup.parents.values())
+    assert {shots: len(found) for shots, found in ingredients.items()} == {"10": 20, "5": 10, "20": 10}
+
+
+def test_what_one_variant_cannot_be_is_refused_before_any_is_trained(btm: Btm, databases: Path, tmp_path: Path) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
+    done = btm("ablate", "merging", "digits-lt", *FAST, "--set=merge.criterion=validation", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "merge.criterion is validation, but there is no validation split; set data.validation" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / ".btm" / "store" / "artifacts").exists()
+
+
+def test_interpolation_draws_its_subsets_whatever_an_experiment_lists(
+    btm: Btm, databases: Path, digit_images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(databases, tmp_path / ".btm")
+    write_lists(digit_images)
+    sampling = {"num_subsets": 3, "shots": 4, "lists": [str(digit_images / "train.txt")] * 3}
+    experiment = small_experiment(format="image_folder", root=str(digit_images)) | {"sampling": sampling}
+    (tmp_path / "my.yaml").write_text(json.dumps(experiment))
+    done = btm("ablate", "interpolation", "my.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    drawn = [json.loads(path.read_text()) for path in tmp_path.glob(".btm/store/artifacts/sample/subset-*/subset.json")]
+    assert sorted((subset["index"], subset["shots"], len(subset["positions"])) for subset in drawn) == [
+        (0, 5, 15),
+        (1, 5, 15),
+    ]
 
 
 def test_interpolation_starts_and_ends_at_the_models_themselves(btm: Btm, undisturbed: Undisturbed) -> None:
@@ -183,9 +254,10 @@ def test_an_unknown_ablation_is_refused(btm: Btm, tmp_path: Path) -> None:
     assert "interpolation draws one run's curves; choose another with --set seed=N, not --repeats" in done.stderr
 
 
+@pytest.mark.parametrize("overrides", [[], ["finetune.quorum=10", "sampling.lists=[a, b, c, d, e, f, g, h, i, j]"]])
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_variants_are_valid_experiments_and_differ(name: str) -> None:
-    experiment = load_experiment("cifar100-lt")
+def test_variants_are_valid_experiments_and_differ(name: str, overrides: list[str]) -> None:
+    experiment = load_experiment("cifar100-lt", overrides)
     variants = ABLATIONS[name][1](experiment)
     configs = [with_values(experiment, variant.values) for variant in variants]
     shown = [(config.identity(), tuple(variant.models)) for config, variant in zip(configs, variants, strict=True)]

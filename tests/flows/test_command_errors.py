@@ -298,9 +298,12 @@ def test_a_database_of_mlflow_that_is_none(typed: Typed, name: str, why: str) ->
     assert "; check MLFLOW_TRACKING_URI, and MLFLOW_TRACKING_USERNAME" in message
 
 
-def test_more_gpus_than_are_visible_to_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(ConfigError, match="BTM_GPUS asks for 3 GPUs, CUDA_VISIBLE_DEVICES shows 2: 0,1"):
+@pytest.mark.parametrize(
+    ("visible", "shown"), [("0,1", "2: 0,1"), ("5", "1: 5"), ("", "0: none"), ("-1", "0: none"), ("3,-1,4", "1: 3")]
+)
+def test_more_gpus_than_are_visible_to_this_process(monkeypatch: pytest.MonkeyPatch, visible: str, shown: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(ConfigError, match=f"BTM_GPUS asks for 3 GPUs, CUDA_VISIBLE_DEVICES shows {shown}$"):
         RuntimeSettings(gpus=3).slots()
 
 

@@ -84,6 +84,13 @@ def test_twice_is_the_same_as_once(btm: Btm, server: Server, tmp_path: Path) -> 
     assert {pool["name"]: pool["concurrency_limit"] for pool in state["work_pools"]} == {"btm": 1, "btm-flows": None}
 
 
+def test_the_pool_of_runs_is_there_before_the_first_of_them(btm: Btm, server: Server, tmp_path: Path) -> None:
+    """Its worker may come first, and would make the pool by a template of Prefect's own."""
+    deployed(btm, server, tmp_path, "--pool=early")
+    templates = {pool["name"]: pool["base_job_template"] for pool in server.all("work_pools")}
+    assert templates["early-flows"] == templates["early"]
+
+
 def test_prefect_yaml_registers_the_same_from_any_folder(btm: Btm, server: Server, tmp_path: Path) -> None:
     """All but the experiment's defaults, which it leaves out."""
     deployed(btm, server, tmp_path, *NIGHTLY)

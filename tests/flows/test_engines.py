@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,38 @@ def test_ray_survives_the_death_of_a_fine_tune_and_of_a_ray_process(tmp_path: Pa
     first, second = run.workers()
     second.parent().kill()  # type: ignore[union-attr]
     first.kill()
+    run.end()
+    run.no_epoch_was_repeated(before)
+    assert artifact_digests(tmp_path) == expected
+
+
+def test_ray_tries_as_often_as_it_is_told(tmp_path: Path) -> None:
+    """Ray's own retries do not multiply with ours."""
+    run = Started(tmp_path, "--engine", "ray", BTM_RETRIES="1")
+    killed: set[int] = set()
+
+    def kill_whoever_begins() -> bool:
+        for process in run.workers():
+            with suppress(psutil.Error):  # it has just ended with the one that was killed
+                if (far_end := process.parent()) is not None and command_of(far_end).startswith("ray::"):
+                    killed.add(far_end.pid)
+                    far_end.kill()
+        return run.process.poll() is not None
+
+    wait_until(kill_whoever_begins, 240)
+    assert run.process.returncode == 1
+    wait_until(lambda: not survivors(run.mark), 30)
+    assert "Ray lost pretrain/small_cnn-cross-entropy" in run.errors
+    assert run.errors.count("Trying again (1 of 1)") == 1
+    assert len(killed) == 2
+
+
+def test_ray_ends_with_a_killed_flow_and_the_next_one_goes_on(tmp_path: Path, expected: dict[str, str]) -> None:
+    run = Started(tmp_path, "--engine", "ray", BTM_GPUS="2")
+    before = run.under_way()
+    run.process.kill()
+    run.end(code=-signal.SIGKILL)  # which nothing of it outlives
+    run.start()
     run.end()
     run.no_epoch_was_repeated(before)
     assert artifact_digests(tmp_path) == expected

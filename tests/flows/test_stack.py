@@ -9,10 +9,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
+import httpx
 import psutil
 import pytest
 from conftest import FAST, Btm, clean_environment
@@ -20,7 +22,7 @@ from prefect_server import until
 
 from btm_core.errors import ConfigError
 from flows.stack.processes import MARK
-from flows.stack.services import check_mlflow_auth, find_weed
+from flows.stack.services import Place, Secrets, check_mlflow_auth, find_weed, worker
 
 CORE = {"s3", "prefect", "mlflow"}
 
@@ -337,6 +339,35 @@ def test_what_up_refuses(btm: Btm, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_weed()
 
 
+@pytest.mark.parametrize(
+    ("settings", "gpus"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "5,7"}, ["5", "7", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "5,7,8", "BTM_GPUS": "1"}, ["5", "5", "5"]),
+        ({"CUDA_VISIBLE_DEVICES": "5,7", "BTM_DEVICE": "cpu"}, ["5,7"] * 3),  # as it was: nothing is handed out
+        ({"CUDA_VISIBLE_DEVICES": ""}, [""] * 3),
+    ],
+)
+def test_each_worker_has_a_gpu_as_far_as_there_are_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], gpus: list[str]
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    place = Place(tmp_path, dict.fromkeys(("s3", "prefect", "mlflow"), 1), Secrets())
+    workers = [worker(place, number) for number in (1, 2, 3)]
+    assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in workers] == gpus
+
+
+def step_runs(environment: dict[str, str]) -> list[tuple[str, str]]:
+    """Return when each step that was sent to the pool began and ended, in that order."""
+    answer = httpx.post(
+        f"{environment['PREFECT_API_URL']}/flow_runs/filter",
+        json={"flows": {"name": {"any_": ["btm-step"]}}},
+        auth=tuple(environment["PREFECT_API_AUTH_STRING"].split(":", 1)),  # type: ignore[arg-type]
+    )
+    return sorted((run["start_time"], run["end_time"]) for run in answer.raise_for_status().json())
+
+
 @pytest.mark.slow
 def test_workers_execute_steps_and_go_down_with_what_they_run(btm: Btm, tmp_path: Path) -> None:
     find_weed()
@@ -351,9 +382,15 @@ def test_workers_execute_steps_and_go_down_with_what_they_run(btm: Btm, tmp_path
         assert run.returncode == 0, run.stderr
         assert json.loads(run.stdout)["report"].startswith("s3://btm/store/")
         assert "Worker 'worker-1' submitting flow run" in (tmp_path / ".btm/stack/logs/worker-1.log").read_text()
+        taken = step_runs(environment)
+        assert len(taken) > 4 and all(ended <= began for (_, ended), (began, _) in pairwise(taken))  # one at a time
         psutil.Process(pids(document)["worker-1"]).kill()
         assert states(status(btm, tmp_path, code=1))["worker-1"] == "died"
-        assert states(json.loads(btm("up", "--json", cwd=tmp_path).stdout))["worker-1"] == "running"
+        done = btm("up", "--workers", "2", "--json", cwd=tmp_path, CUDA_VISIBLE_DEVICES="5,7")
+        document = json.loads(done.stdout)
+        assert states(document) == dict.fromkeys([*CORE, "worker-1", "worker-2"], "running")
+        theirs = [psutil.Process(pids(document)[name]).environ() for name in ("worker-1", "worker-2")]
+        assert [environment["CUDA_VISIBLE_DEVICES"] for environment in theirs] == ["5", "7"]
         assert "worker-1" not in states(json.loads(btm("up", "--workers", "0", "--json", cwd=tmp_path).stdout))
     finally:
         btm("down", cwd=tmp_path)

@@ -12,7 +12,7 @@ from test_pool import pretrain, the_worker
 from btm_core.errors import NonFiniteLossError
 from btm_core.storage import Store
 from tasks.engines.pool import DeadlineError, WorkerDiedError, WorkerError
-from tasks.engines.remote import Outcome, RemoteOrder, _cluster, carry_out, follow, remote_order
+from tasks.engines.remote import Outcome, RemoteOrder, _cluster, carry_out, follow, remote_order, settings_here
 from tasks.settings import RuntimeSettings
 
 
@@ -71,6 +71,25 @@ def test_every_epoch_is_told_once_and_in_order(settings: RuntimeSettings) -> Non
     assert store.find(step.address) is not None
     for name in ("heartbeat", "progress.json"):
         assert store.read("partial", step.address, name) is None
+
+
+@pytest.mark.parametrize(
+    ("share", "gpus", "visible", "slots"),
+    [(1, 1, "3", ["3"]), (0.25, 1, "3", ["3"] * 4), (0.5, 3, "5,6,7", ["5", "6", "7"]), (0.5, 1, "", [None, None])],
+)
+def test_a_far_end_leaves_room_for_those_that_share_its_gpu(
+    settings: RuntimeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    gpus: int,
+    visible: str,
+    slots: list[str | None],
+) -> None:
+    """Memory is shared out among slots. How many workers the near end has says nothing of this machine."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    steps = [pretrain(settings)]
+    near = settings.model_copy(update={"workers": 8, "gpu_share": share, "pretrain_gpus": gpus})
+    assert settings_here(remote_order(steps, near), steps).slots() == slots
 
 
 def test_an_error_of_the_input_arrives_as_what_it_is(settings: RuntimeSettings) -> None:
@@ -137,6 +156,21 @@ def test_a_far_end_without_a_heartbeat_is_taken_for_dead(settings: RuntimeSettin
     with pytest.raises(WorkerDiedError, match="no sign of life"):
         list(follow([step], settings.model_copy(update={"silence_minutes": 1 / 60}), job))
     assert job.cancelled
+
+
+@pytest.mark.parametrize(
+    ("steps", "end"), [(1, "did not end within 0.0 h, with retries"), (2, "is said to be done, but")]
+)
+def test_an_order_has_a_deadline_for_each_of_its_steps(
+    settings: RuntimeSettings, monkeypatch: pytest.MonkeyPatch, steps: int, end: str
+) -> None:
+    """As at the far end. This one takes three looks, a second apart, and each step may take 1.8 seconds."""
+    monkeypatch.setattr("tasks.engines.remote.GRACE_SECONDS", 0.0)
+    job, looks = SilentJob("running"), iter(["running", "running", "running", "done"])
+    monkeypatch.setattr(job, "look", lambda: next(looks))
+    order = [pretrain(settings), pretrain(settings, epochs=3)][:steps]
+    with pytest.raises(WorkerError, match=end):
+        list(follow(order, settings.model_copy(update={"deadline_hours": 1.8 / 3600}), job))
 
 
 def test_done_without_an_artifact_is_an_error(settings: RuntimeSettings) -> None:
