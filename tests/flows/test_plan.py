@@ -244,6 +244,15 @@ def test_a_cluster_s_time_goes_by_its_workers(finished: Path, capsys: pytest.Cap
     assert "it goes by the number of workers (--workers)" in capsys.readouterr().out
 
 
+def test_while_it_trains_two_states_are_kept_of_network_and_momentum(tmp_path: Path) -> None:
+    config = load_experiment("digits-lt")
+    settings = RuntimeSettings(home=tmp_path, workers=1)
+    catalog = scan(config.data)
+    found = walk(config, settings, catalog)
+    storage = plan_document(config, settings, catalog, found, nothing_measured, None)["storage"]
+    assert storage["while_training_bytes"] == pytest.approx(2 * 2 * storage["checkpoint_bytes"], rel=0.01)
+
+
 def test_a_probe_is_of_this_machine(tmp_path: Path) -> None:
     config = load_experiment("digits-lt")
     settings = RuntimeSettings(home=tmp_path, engine="ray")
@@ -261,7 +270,7 @@ def test_training_under_way_goes_on(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / ".btm" / "store", store)
     [folder] = (store / "artifacts" / "pretrain").iterdir()
     shutil.rmtree(folder)
-    state = store / "partial" / "pretrain" / folder.name / "state.safetensors"
+    state = store / "partial" / "pretrain" / folder.name / "state-0.safetensors"
     state.parent.mkdir(parents=True)
     save_file({"epoch": np.array(4)}, state, {"records": json.dumps([{}] * 4)})
     config = load_experiment("digits-lt", FAST_VALUES)
