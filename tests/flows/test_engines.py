@@ -19,6 +19,8 @@ import pytest
 from conftest import Btm, artifact_digests, clean_environment
 from prefect_server import PrefectServer, kill_tree, worker
 
+from btm_core.checkpoints import read_metadata
+
 pytestmark = pytest.mark.slow
 
 LONG = [
@@ -193,6 +195,10 @@ def test_local_a_hung_fine_tune_meets_its_deadline_and_a_quorum_goes_on(
     assert f"finetune subset-{lost['subset']:02d} is lost" in run.errors
     report = Path(answer["report"].removeprefix("file://")).read_text()
     assert "1 of 2 ingredients were lost" in report
+    soup = read_metadata(Path(answer["artifacts"]["merge"].removeprefix("file://"), "model.safetensors"))
+    assert soup is not None
+    assert soup.lineage["lost"] == f"{lost['subset']:02d}"
+    assert f"ingredient-{1 - lost['subset']:02d}" in soup.lineage
 
     run.start()  # the same command again trains what was lost, and makes the soup of all
     answer = run.end()
