@@ -2,6 +2,7 @@
 
 Prints one JSON document: how long the fine-tunes took from the first to the last, how much of that was training, and
 the peak memory of Prefect's server. With `kill=1` the first worker that has ended 10 epochs of a fine-tune is killed.
+`measure` has states kept after every epoch (BTM_CHECKPOINT_SECONDS=0): a kill costs the start of another worker.
 `benchmarks.run` compares such runs.
 """
 

@@ -45,7 +45,7 @@ class CheckpointMetadata(BaseModel):
     train_counts: tuple[int, ...]
     stage: str
     lineage: dict[str, str] = {}
-    """Digests of what it was made from, by role."""
+    """Digests of what it was made from, by role; `lost`: numbers of the subsets that a soup has no ingredient of."""
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

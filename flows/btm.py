@@ -1,5 +1,6 @@
 """Balanced Training and Merging: Algorithm 1 of the paper as a Prefect flow."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -126,7 +127,7 @@ def algorithm(experiment: ExperimentConfig, settings: RuntimeSettings, prepare: 
         for index, subset in enumerate(subsets)
     ]
     ingredients, lost = join(finetunes, settings, experiment.finetune.quorum, pack_size(experiment, settings))
-    soup = do(merge_step(experiment, ingredients, subsets, data), settings)
+    soup = do(merge_step(experiment, ingredients, lost, subsets, data), settings)
 
     # 4. Post-train the head; and, to compare with, that of stage 1 without BTM.
     starts = ([] if after else [soup]) + ([stage1] if experiment.evaluation.baseline else [])
@@ -168,13 +169,18 @@ def stage1_step(experiment: ExperimentConfig, shared: dict[str, Any]) -> Step:
 
 
 def merge_step(
-    experiment: ExperimentConfig, ingredients: dict[int, Artifact], subsets: list[Artifact], data: Artifact
+    experiment: ExperimentConfig,
+    ingredients: dict[int, Artifact],
+    lost: Iterable[int],
+    subsets: list[Artifact],
+    data: Artifact,
 ) -> Step:
     """Return the step that merges: 1 / N_D each, or by a criterion that is not the test split (Table 6)."""
     if experiment.merge.strategy == "uniform":
-        return Merge(ingredients=tuple(ingredients.values()))
+        return Merge(ingredients=tuple(ingredients.values()), lost=tuple(sorted(lost)))
     return ChosenMerge(
         ingredients=tuple(ingredients.values()),
+        lost=tuple(sorted(lost)),
         subsets=tuple(subsets[index] for index in ingredients),
         config=experiment.merge,
         data=data,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -23,14 +23,51 @@ __all__ = ["ChosenMerge", "Merge"]
 CHOICE = "choice.json"
 
 
-class Merge(Step):
-    """Average the ingredients' weights: 1 / N_D each, or as given (equations 2 and 3 interpolate between two)."""
+class Soup(Step):
+    """What both ways to merge have in common.
 
-    kind: Literal["merge"] = "merge"
+    - ingredients: fine-tuned networks, by number of their subset, less those that were lost.
+    - lost: numbers of the subsets that an experiment goes on without (`finetune.quorum`).
+    """
+
     stage: ClassVar[str] = "merge"
     version: ClassVar[int] = 2
 
     ingredients: tuple[Artifact, ...]
+    lost: tuple[int, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the values that determine the result; of losses only if there are any, which the soup then tells."""
+        values = super().identity()
+        return values if self.lost else {name: value for name, value in values.items() if name != "lost"}
+
+    def numbers(self) -> list[int]:
+        """Return the number of the subset of each ingredient."""
+        return [i for i in range(len(self.ingredients) + len(self.lost)) if i not in self.lost]
+
+    def write(self, work: Workspace, members: Sequence[int], weights: Sequence[float] | None) -> None:
+        """Write the average of the ingredients at some positions as this step's classifier."""
+        from btm_core.checkpoints import METADATA_KEY, read_metadata
+        from btm_core.merging import merge
+
+        paths = [work.fetch(self.ingredients[member], WEIGHTS) for member in members]
+        first = read_metadata(paths[0])
+        assert first is not None
+        numbers = self.numbers()
+        lineage = {"data": first.lineage["data"]}
+        lineage |= {f"ingredient-{numbers[member]:02d}": self.ingredients[member].digest for member in members}
+        if self.lost:
+            lineage["lost"] = ", ".join(f"{number:02d}" for number in self.lost)
+        metadata = first.model_copy(update={"stage": "merge", "lineage": lineage})
+        document = json.dumps(metadata.model_dump(mode="json"))
+        merge(paths, work.output / WEIGHTS, weights, metadata={METADATA_KEY: document})
+
+
+class Merge(Soup):
+    """Average the ingredients' weights: 1 / N_D each, or as given (equations 2 and 3 interpolate between two)."""
+
+    kind: Literal["merge"] = "merge"
+
     weights: tuple[float, ...] | None = None
 
     @property
@@ -42,17 +79,14 @@ class Merge(Step):
 
     def run(self, work: Workspace) -> None:
         """Write the soup."""
-        write_soup(work, self.ingredients, self.weights)
+        self.write(work, range(len(self.ingredients)), self.weights)
 
 
-class ChosenMerge(Step):
+class ChosenMerge(Soup):
     """Average the ingredients by their own scores: adaptive ratios, or a greedy soup."""
 
     kind: Literal["chosen_merge"] = "chosen_merge"
-    stage: ClassVar[str] = "merge"
-    version: ClassVar[int] = 2
 
-    ingredients: tuple[Artifact, ...]
     config: MergeConfig
     data: Artifact
     view: InputConfig
@@ -89,8 +123,9 @@ class ChosenMerge(Step):
         else:
             members = greedy_soup(scores, score_of_soup)
             weights = (1 / len(members),) * len(members)
-        write_soup(work, [self.ingredients[member] for member in members], weights)
-        choice = {"criterion": self.config.criterion, "scores": scores, "members": members, "weights": weights}
+        self.write(work, members, weights)
+        taken = [self.numbers()[member] for member in members]
+        choice = {"criterion": self.config.criterion, "scores": scores, "members": taken, "weights": weights}
         (work.output / CHOICE).write_text(json.dumps(choice, indent=1))
 
     def _criterion_data(self, work: Workspace) -> "LabelledImages":
@@ -103,17 +138,3 @@ class ChosenMerge(Step):
             return dataset.validation
         drawn = [json.loads(work.fetch(subset, SUBSET).read_text())["positions"] for subset in self.subsets]
         return bring_near(work, dataset.train.take(torch.tensor(sorted(set().union(*drawn)))))
-
-
-def write_soup(work: Workspace, ingredients: Sequence[Artifact], weights: Sequence[float] | None) -> None:
-    """Write the average of some artifacts' weights as this step's classifier."""
-    from btm_core.checkpoints import METADATA_KEY, read_metadata
-    from btm_core.merging import merge
-
-    paths = [work.fetch(ingredient, WEIGHTS) for ingredient in ingredients]
-    first = read_metadata(paths[0])
-    assert first is not None
-    lineage = {f"ingredient-{i:02d}": ingredient.digest for i, ingredient in enumerate(ingredients)}
-    metadata = first.model_copy(update={"stage": "merge", "lineage": {"data": first.lineage["data"], **lineage}})
-    document = json.dumps(metadata.model_dump(mode="json"))
-    merge(paths, work.output / WEIGHTS, weights, metadata={METADATA_KEY: document})

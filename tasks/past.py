@@ -15,7 +15,8 @@ from btm_core.storage import Manifest, Store
 from btm_core.storage.manifest import MANIFEST
 from tasks.data import DESCRIPTION
 from tasks.housekeeping.inventory import beside
-from tasks.workspace import RECORDS, STATE
+from tasks.saved_states import saved_states
+from tasks.workspace import RECORDS
 
 __all__ = ["Past", "epochs_done"]
 
@@ -116,11 +117,6 @@ class Past:
 
 def epochs_done(store: Store, address: str) -> int:
     """Return after which epoch a step would go on, from the state that was saved of it; 0 if there is none."""
-    from btm_core.storage import open_ranges
-    from btm_core.tensor_files import read_header
-
-    with suppress(OSError, ValueError, KeyError):  # it is absent, or not usable: then it is not used
-        with open_ranges(store.locate("partial", address, STATE)) as ranges:
-            header = read_header(ranges.stream(), address)
-        return len(json.loads(header.metadata["records"]))
+    with suppress(OSError):  # a store that cannot be read
+        return max((epochs for epochs, _ in saved_states(store, address)), default=0)
     return 0

@@ -71,7 +71,9 @@ class RuntimeSettings(BaseSettings):
     finetune_threads: int = Field(
         1, ge=1, description="CPU threads of each fine-tune; changes the last bits of results"
     )
-    checkpoint_seconds: float = Field(30.0, ge=0, description="least time between two checkpoints inside a stage")
+    checkpoint_seconds: float = Field(
+        10.0, ge=0, description="least time between two checkpoints inside a stage, each after an epoch; 0: after every"
+    )
     deadline_hours: float = Field(
         48.0, gt=0, description="a stage that takes longer is stopped; of several in a pack, so many times as long"
     )

@@ -102,7 +102,7 @@ def perform_together(
     emit: Callable[[str, dict[str, Any]], None],
     *,
     device_name: str = "cpu",
-    checkpoint_seconds: float = 30.0,
+    checkpoint_seconds: float = 10.0,
     processes: int = 1,
     pixels: "PixelStore | None" = None,
     compiled: bool = False,

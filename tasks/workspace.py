@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from btm_core.errors import StoreUnavailableError
-from btm_core.storage import Artifact, Store
+from btm_core.storage import Artifact, Store, fetch_file
+from tasks.saved_states import STATES, read_state, saved_states, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ __all__ = ["RECORDS", "SAVE_SECONDS", "Emit", "Workspace", "train_together"]
 log = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"
-STATE = "state.safetensors"
 SAVE_SECONDS = 30.0
 """Longest wait of a training for a store that is away, to keep a checkpoint."""
 Emit = Callable[[dict[str, Any]], None]
@@ -46,7 +46,7 @@ class Workspace:
     scratch: Path
     emit: Emit
     device_name: str = "cpu"
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: float = 10.0
     processes: int = 1
     rank: int = 0
     pixels: "PixelStore | None" = None
@@ -54,6 +54,8 @@ class Workspace:
     sharers: int = 1
     pack: int = 1
     records: list[dict[str, Any]] = field(default_factory=list)
+    _kept: str = field(default=STATES[-1], init=False)
+    """The saved state to go on from, which the next one leaves alone."""
 
     @property
     def device(self) -> "torch.device":
@@ -94,40 +96,32 @@ class Workspace:
         lines = [json.dumps(record) for record in self.records]
         (self.output / RECORDS).write_text("\n".join(lines) + "\n")
 
-    @property
-    def _state_path(self) -> tuple[str, ...]:
-        return ("partial", self.address, STATE)
-
     def save(self, trainer: "Trainer") -> None:
         """Keep a trainer's state in the store, to go on from."""
-        from btm_core.checkpoints import save_tensors
-
-        path = self.scratch / STATE
-        save_tensors(trainer.state_dict(), path, {"records": json.dumps(self.records)})
+        path = self.scratch / "state.safetensors"
+        write_state(trainer.state_dict(), self.records, path)
+        [name] = set(STATES) - {self._kept}
         try:
-            self.store.within(SAVE_SECONDS).put(path, *self._state_path)
+            self.store.within(SAVE_SECONDS).put(path, "partial", self.address, name)
         except StoreUnavailableError as error:  # it may be back for the next one, and training goes on
             log.warning("no checkpoint of %s was kept at epoch %d: %s", self.address, trainer.epoch, error)
+        else:
+            self._kept = name
 
     def restore(self, trainer: "Trainer") -> None:
-        """Put a trainer where its saved state is, if there is a usable one."""
-        from btm_core.errors import CheckpointError
-        from btm_core.tensor_files import load_tensors, read_header
-
-        data = self.store.read(*self._state_path)
-        if data is None:
+        """Put a trainer where its newest usable state is, if there is one."""
+        for _, name in saved_states(self.store, self.address):
+            where, copy = self.store.locate("partial", self.address, name), self.scratch / name
+            try:
+                fetch_file(where, copy)
+                state, records = read_state(copy)
+                trainer.load_state_dict(state)
+            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                log.warning("%s is unusable (%s); going on from an earlier state, or starting anew", where, error)
+                continue
+            self.records, self._kept = records, name
+            self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
             return
-        path = self.scratch / STATE
-        path.write_bytes(data)
-        try:
-            with path.open("rb") as file:
-                records = json.loads(read_header(file, str(path)).metadata["records"])
-            trainer.load_state_dict(load_tensors(path))
-        except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
-            log.warning("the saved state of %s is unusable (%s); starting this stage anew", self.address, error)
-            return
-        self.records = records
-        self.emit({"event": "resumed", "epoch": trainer.epoch, "epochs": trainer.config.epochs})
 
 
 def _run(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Iterable[Sequence[EpochRecord]]") -> None:

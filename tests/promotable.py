@@ -80,6 +80,7 @@ def finish_run(
                 "splits": {"test": {"images": len(targets), "hash": split_hash}},
             },
             "versions": versions(),
+            "lost_ingredients": [],
             "lineage": [{"address": one.address, "parents": [], "state": "made"} for one in (data, model, evaluation)],
         },
         experiment=experiment.model_dump(mode="json"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import benchmarks.gpu
 from benchmarks import growth, our_stage, rows, speed
 from benchmarks.cifar_tree import write_tree
 from benchmarks.gpu_data import prepare, unpack
@@ -73,12 +74,22 @@ def test_the_gpu_program_goes_through_all_its_parts_and_keeps_nothing_of_a_trial
     assert done.returncode == 0, done.stderr
     machine, *found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert machine["device"] == "cpu" and machine["seed"] == 0 and machine["torch"] == torch.__version__.split("+")[0]
+    [resumed] = [row for row in found if "gone on with" in row["name"]]
+    found.remove(resumed)
+    assert resumed["value"] == resumed["left_alone_twice"] == 0  # on a CPU, to the last bit
     assert len(found) == 6  # the stage in a pack and one by one, the reference style over it, the row, two of ResNet-50
     assert all(row["value"] > 0 and row["repetitions"] == 1 for row in found)
     assert found[0]["soup"]["accuracy"] == pytest.approx(found[1]["soup"]["accuracy"], abs=2)
     soups = found[2]["soups"]
     assert soups["ours"]["accuracy"] == pytest.approx(soups["reference"]["accuracy"], abs=8)
     assert (results.read_bytes() if results.exists() else None) == before
+
+
+def test_the_distance_of_networks_is_that_of_their_farthest_weights() -> None:
+    a = {"x": torch.tensor([1.0, -4.0]), "y": torch.tensor([[0.5]])}
+    b = {"x": torch.tensor([1.0, -4.0]), "y": torch.tensor([[0.501]])}
+    assert benchmarks.gpu.apart(a, a) == 0
+    assert benchmarks.gpu.apart(b, a) == pytest.approx(250, rel=1e-3)  # 0.001 of 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -16,6 +16,7 @@ from tasks.data import PrepareData
 from tasks.evaluate import Evaluate
 from tasks.finetune import pack_size
 from tasks.sample import SampleSubset
+from tasks.saved_states import STATES
 from tasks.settings import RuntimeSettings
 
 __all__ = ["plan_document"]
@@ -225,5 +226,5 @@ def _storage(
         "subsets_bytes": subsets,
         "evaluations_bytes": evaluations,
         "adds_bytes": models * checkpoint + data + subsets + evaluations,
-        "while_training_bytes": beside * (checkpoint + 4 * parameters * slots),
+        "while_training_bytes": len(STATES) * beside * (checkpoint + 4 * parameters * slots),
     }

@@ -22,7 +22,8 @@ class ModelFacts(BaseModel):
     - figures: its row of the report, fractions; before: that of the model it is compared with.
     - lowest_classes: as in the report, the worst first.
     - data: content fingerprint, splits with their hashes, long-tail profile.
-    - lineage: addresses of all that the run made or found, with their parents.
+    - lineage: addresses of all that the run made or found, with their parents; the state of what it lost is `lost`.
+    - lost_subsets: numbers of the subsets whose ingredients were lost: the soup is made of the others.
     - licence: note of the configuration, None if there is none.
     """
 
@@ -41,6 +42,7 @@ class ModelFacts(BaseModel):
     experiment: dict[str, Any]
     data: dict[str, Any]
     lineage: tuple[dict[str, Any], ...]
+    lost_subsets: tuple[int, ...] = ()
     versions: dict[str, str]
     licence: str | None = None
     tracking_run_id: str | None = None
@@ -61,6 +63,7 @@ class ModelFacts(BaseModel):
             "btm.report": self.report,
             "btm.figures": self.figures,
             "btm.lineage": [row["address"] for row in self.lineage],
+            "btm.lost_subsets": list(self.lost_subsets),
             "btm.versions": self.versions,
             "btm.licence": self.licence,
         }
@@ -85,6 +88,7 @@ def facts_of(store: Store, run_id: str) -> ModelFacts:
         experiment=report["experiment"],
         data=report["data"],
         lineage=report["lineage"],
+        lost_subsets=tuple(row["subset"] for row in report["lost_ingredients"]),
         versions=report["versions"],
         licence=report["experiment"].get("licence"),  # runs from before there was one have none
         tracking_run_id=summary["tracking"]["run_id"],

@@ -20,6 +20,8 @@ import pytest
 from conftest import Btm, artifact_digests, clean_environment
 from prefect_server import PrefectServer, kill_tree, worker
 
+from btm_core.checkpoints import read_metadata
+
 pytestmark = pytest.mark.slow
 
 LONG = [
@@ -103,12 +105,14 @@ class Started:
         def look() -> bool:
             assert self.process.poll() is None, self.errors
             found.clear()
-            for path in (self.folder / ".btm/store/partial" / stage).glob("*/state.safetensors"):
+            for path in (self.folder / ".btm/store/partial" / stage).glob("*/state-?.safetensors"):
                 try:
                     with safe_open(path, "np") as file:
-                        found[f"{stage}/{path.parent.name}"] = json.loads(file.metadata()["records"])
+                        records = json.loads(file.metadata()["records"])
                 except (SafetensorError, OSError):  # it was just replaced, or is done with
                     continue
+                address = f"{stage}/{path.parent.name}"
+                found[address] = max(found.get(address, []), records, key=len)  # two states take turns
             return len(found) == 2 and all(len(records) >= 3 for records in found.values())
 
         wait_until(look, 240)
@@ -192,6 +196,10 @@ def test_local_a_hung_fine_tune_meets_its_deadline_and_a_quorum_goes_on(
     assert f"finetune subset-{lost['subset']:02d} is lost" in run.errors
     report = Path(answer["report"].removeprefix("file://")).read_text()
     assert "1 of 2 ingredients were lost" in report
+    soup = read_metadata(Path(answer["artifacts"]["merge"].removeprefix("file://"), "model.safetensors"))
+    assert soup is not None
+    assert soup.lineage["lost"] == f"{lost['subset']:02d}"
+    assert f"ingredient-{1 - lost['subset']:02d}" in soup.lineage
 
     run.start()  # the same command again trains what was lost, and makes the soup of all
     answer = run.end()
@@ -209,7 +217,7 @@ def test_local_a_fine_tune_that_cannot_be_done_is_named_and_the_others_are_kept(
     run = Started(tmp_path)
     run.end(code=2)
     assert "btm: finetune subset-01: " in run.errors
-    assert f"{obstacle}/state.safetensors cannot be used: [Errno 20] Not a directory" in run.errors
+    assert f"{obstacle}/state-0.safetensors cannot be used: [Errno 20] Not a directory" in run.errors
     assert "Traceback" not in run.errors
     assert "Trying again" not in run.errors
     kept = artifact_digests(tmp_path)

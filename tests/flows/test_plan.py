@@ -259,6 +259,15 @@ def test_fine_tunes_in_packs_are_not_timed_as_those_alone(finished: Path, capsys
     assert capsys.readouterr().out.count("with another pack") == 1
 
 
+def test_while_it_trains_two_states_are_kept_of_network_and_momentum(tmp_path: Path) -> None:
+    config = load_experiment("digits-lt")
+    settings = RuntimeSettings(home=tmp_path, workers=1)
+    catalog = scan(config.data)
+    found = walk(config, settings, catalog)
+    storage = plan_document(config, settings, catalog, found, nothing_measured, None)["storage"]
+    assert storage["while_training_bytes"] == pytest.approx(2 * 2 * storage["checkpoint_bytes"], rel=0.01)
+
+
 def test_a_probe_is_of_this_machine(tmp_path: Path) -> None:
     config = load_experiment("digits-lt")
     settings = RuntimeSettings(home=tmp_path, engine="ray")
@@ -276,7 +285,7 @@ def test_training_under_way_goes_on(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / ".btm" / "store", store)
     [folder] = (store / "artifacts" / "pretrain").iterdir()
     shutil.rmtree(folder)
-    state = store / "partial" / "pretrain" / folder.name / "state.safetensors"
+    state = store / "partial" / "pretrain" / folder.name / "state-0.safetensors"
     state.parent.mkdir(parents=True)
     save_file({"epoch": np.array(4)}, state, {"records": json.dumps([{}] * 4)})
     config = load_experiment("digits-lt", FAST_VALUES)

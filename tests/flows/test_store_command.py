@@ -58,7 +58,7 @@ def refused(done: "subprocess.CompletedProcess[str]", *parts: str) -> None:
 def test_ls(btm: Btm, place: Place) -> None:
     store, environment, folder = place
     store.write(b"x", "artifacts", address("half"), "model.bin")
-    store.write(b"x", "partial", address("half"), "state.safetensors")
+    store.write(b"x", "partial", address("half"), "state-0.safetensors")
     document = answer(btm("store", "ls", "--json", cwd=folder, **environment))
     runs = {row["run_id"]: row for row in document["runs"]}
     assert {run_id: row["state"] for run_id, row in runs.items()} == {

@@ -77,7 +77,7 @@ def inventories(draw: st.DrawFn) -> Inventory:
         for run_id in (f"run-{number}" for number in range(draw(st.integers(0, 4))))
     }
     partial = {
-        name: (FileFact(f"partial/{name}/state.safetensors", 1, hours_ago(draw(AGES))),)
+        name: (FileFact(f"partial/{name}/state-0.safetensors", 1, hours_ago(draw(AGES))),)
         for name in draw(st.sets(st.sampled_from(names)))
     }
     return Inventory("memory://x", NOW, artifacts, runs, partial)
@@ -304,7 +304,7 @@ def test_the_sweep_leaves_what_runs_refer_to(store: Store, tmp_path: Path) -> No
     make(store, tmp_path, "half")
     store.remove("artifacts", address("half"), "manifest.json")
     store.write(b"x", "artifacts", address("soup"), "stray.bin")
-    store.write(b"x", "partial", address("soup"), "state.safetensors")
+    store.write(b"x", "partial", address("soup"), "state-0.safetensors")
     store.write(b"x", "runs", "done", f"report.html.{uuid.uuid4().hex}.part")
     store.write(b"x", f".probe-{uuid.uuid4().hex}")
     store.write(b"x", "elsewhere", "of", "somebody", f"else.{uuid.uuid4().hex}.part")
@@ -337,7 +337,7 @@ def test_a_run_under_way_keeps_even_its_stray_files(store: Store, tmp_path: Path
     where = address("under-way")
     store.write(b"x", "artifacts", where, "model.bin")
     store.write(b"x", "artifacts", where, f"model.bin.{uuid.uuid4().hex}.part")
-    store.write(b"x", "partial", where, "state.safetensors")
+    store.write(b"x", "partial", where, "state-0.safetensors")
     forge_run(store, "run", "taken", state="running", lost=("under-way",))
     assert clean(store) == []
     forge_run(store, "run", "taken", state="stopped", lost=("under-way",))

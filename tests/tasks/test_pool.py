@@ -157,7 +157,7 @@ def test_nothing_is_started_while_stopping(settings: RuntimeSettings) -> None:
 def test_what_a_worker_prints_is_logged(settings: RuntimeSettings, caplog: pytest.LogCaptureFixture) -> None:
     """Of a corrupt state it tells that it starts anew."""
     step = pretrain(settings)
-    Store(settings.store_url).write(b"nonsense", "partial", step.address, "state.safetensors")
+    Store(settings.store_url).write(b"nonsense", "partial", step.address, "state-0.safetensors")
     with caplog.at_level(logging.INFO):
         execute([step], settings)
     [line] = [record for record in caplog.records if "is unusable" in record.getMessage()]

@@ -17,10 +17,13 @@ import numpy as np
 import pytest
 from conftest import Btm, clean_environment
 from PIL import Image
+from promotable import finish_run
 
+from btm_core.checkpoints import read_metadata
 from btm_core.errors import CheckpointError, ConfigError, StoreError
 from btm_core.storage import Store
 from tasks.evaluate import PREDICTIONS
+from tasks.serving.card import render_card
 from tasks.serving.facts import ModelFacts, facts_of, sample_images
 from tasks.serving.package import package_run, save_package
 
@@ -355,6 +358,26 @@ def test_the_card(digits: tuple[Path, ModelFacts]) -> None:
     assert all(f"- `{row['address']}`" in card for row in facts.lineage)
     assert "none was stated" in card
     assert not re.search(r"\n\n\n|None|\{\{|\}\}", card)
+
+
+def test_the_card_tells_what_was_lost(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    finish_run(store, tmp_path, "r", [0.9] * 8)
+    whole = facts_of(store, "r")
+    report = json.loads(store.read("runs", "r", "report.json") or b"")
+    report["lost_ingredients"] = [{"subset": 1, "reason": "it died"}, {"subset": 4, "reason": "so did it"}]
+    report["lineage"].append({"address": "finetune/subset-01-x", "parents": [], "state": "lost"})
+    store.write(json.dumps(report).encode(), "runs", "r", "report.json")
+    facts = facts_of(store, "r")
+    artifact = store.find(facts.artifact)
+    assert artifact is not None
+    checkpoint = read_metadata(store.fetch(artifact, "model.safetensors", tmp_path))
+    assert checkpoint is not None
+    card = render_card(facts, checkpoint)
+    assert "fine-tuned (less 2 that were lost: subset 1, 4), merged" in card
+    assert "- `finetune/subset-01-x`, lost\n" in card
+    assert facts.metadata()["btm.lost_subsets"] == [1, 4]
+    assert "lost" not in render_card(whole, checkpoint)
 
 
 CLEAN = """

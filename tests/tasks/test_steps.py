@@ -251,10 +251,10 @@ def test_a_tasks_module_of_the_user_is_left_alone(
 def test_a_corrupt_checkpoint_is_skipped(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
     data = perform(data_step(own), store, silent)
     step = Pretrain(data=data, view=own.data.input, model=own.model, seed=0, config=own.pretrain)
-    store.write(b"nonsense", "partial", step.address, "state.safetensors")
+    store.write(b"nonsense", "partial", step.address, "state-0.safetensors")
     [artifact] = execute([step], settings)
     assert store.find(step.address) == artifact
-    assert store.read("partial", step.address, "state.safetensors") is None
+    assert store.read("partial", step.address, "state-0.safetensors") is None
 
 
 def test_a_deadline_ends_a_worker(own: ExperimentConfig, store: Store, settings: RuntimeSettings) -> None:
