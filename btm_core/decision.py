@@ -5,7 +5,8 @@ from typing import Any
 
 from btm_core.pages import render_page
 from btm_core.pages.class_table import ClassTable
-from btm_core.side_by_side import FIGURES, pair_html, pair_markdown, single_markdown
+from btm_core.pages.pairs import pair_html
+from btm_core.side_by_side import FIGURES, pair_markdown, single_markdown
 from btm_core.text import plain_markdown, printable
 
 __all__ = ["decision_html", "decision_markdown"]

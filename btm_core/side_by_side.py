@@ -1,22 +1,21 @@
-"""Models side by side on the same images: figures and classes with intervals, as a document, Markdown and HTML.
+"""Models side by side on the same images: figures and classes with intervals, as a document and as Markdown.
 
 A is the reference ("before"), B what is compared with it. `btm_core.comparison` has the other tables: of models over
-several runs. C classes.
+several runs, `btm_core.pages.pairs` the same as HTML. C classes.
 """
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from btm_core.evidence import Evidence, require_comparable
 from btm_core.metrics import recall_report, shot_groups
-from btm_core.pages import interval, percent, points, reliable, render_page, signed
-from btm_core.pages.class_table import ClassTable
+from btm_core.pages import interval, percent, points, reliable, signed
 from btm_core.statistics import (
     Difference,
     class_differences,
@@ -27,9 +26,6 @@ from btm_core.statistics import (
 )
 from btm_core.text import plain_markdown, printable
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
 __all__ = [
     "FIGURES",
     "Evaluated",
@@ -39,10 +35,8 @@ __all__ = [
     "lettered",
     "most_lost",
     "pair_document",
-    "pair_html",
     "pair_markdown",
     "side_by_side",
-    "side_by_side_html",
     "single_document",
     "single_markdown",
 ]
@@ -59,9 +53,6 @@ FIGURES = {
     "few": "Few",
 }
 """The figures of a summary, fractions, and their headings."""
-
-SHOWN = 50
-"""Of the classes that lost most so many are listed on a page."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,61 +172,6 @@ def _changed(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
         "new_zero_recall_classes": [told(row) for row in rows if row["b"] == 0 < row["a"]],
         "resolved_zero_recall_classes": [told(row) for row in rows if row["a"] == 0 < row["b"]],
     }
-
-
-def pair_html(document: dict[str, Any], letter: str = "B", shown: int = SHOWN) -> str:
-    """Return charts, tables and lists of one pair as a fragment of HTML, for a page that extends `page.html.j2`.
-
-    The `shown` classes that lost most are listed; all classes are in a table to search.
-    """
-    rows = document["per_class"]
-    return render_page(
-        "pair.html.j2",
-        document=document,
-        headings=FIGURES,
-        charts=_pair_charts(document, letter),
-        letter=letter,
-        cautions=cautions(document),
-        lost=most_lost(document, shown),
-        table=ClassTable(rows, "A", letter, f"{letter}-class"),
-    )
-
-
-def _pair_charts(document: dict[str, Any], letter: str) -> "dict[str, Markup]":
-    from btm_core.pages.charts import change_chart, frequency_chart, recall_histogram, scatter_chart
-
-    rows, summary = document["per_class"], document["summary"]
-    column = {key: [row[key] for row in rows] for key in ("a", "b", "train_images", "test_images", "name")}
-    both, recalls = f"of A and of {letter}", (column["a"], column["b"])
-    return {
-        "change": change_chart(
-            [(heading, summary[name]) for name, heading in FIGURES.items() if name in summary],
-            f"Changes from A to {letter} with their intervals; the table before it has the numbers",
-        ),
-        "by_frequency": frequency_chart(
-            *recalls, column["train_images"], column["name"], f"Recall of each class {both}, by frequency"
-        ),
-        "scatter": scatter_chart(
-            *recalls,
-            column["test_images"],
-            {name: np.array([row["group"] == name for row in rows]) for name in ("many", "medium", "few")},
-            column["name"],
-            f"Recall of each class: A across, {letter} up",
-            ("recall of A (%)", f"recall of {letter} (%)"),
-        ),
-        "histogram": recall_histogram(*recalls, f"How many classes have which recall, {both}"),
-    }
-
-
-def side_by_side_html(document: dict[str, Any], shown: int = SHOWN) -> str:
-    """Return the document of `side_by_side` as one page that needs nothing beside it."""
-    from markupsafe import Markup
-
-    pairs = lettered(document)
-    parts = {letter: (changes(pair, letter), Markup(pair_html(pair, letter, shown))) for letter, pair in pairs.items()}
-    models = {"A": document["a"], **{letter: pair["b"] for letter, pair in pairs.items()}}
-    images = sum(row["test_images"] for row in document["per_class"])
-    return render_page("side_by_side.html.j2", document=document, models=models, parts=parts, images=images)
 
 
 def pair_markdown(document: dict[str, Any], letter: str = "B", shown: int = 10) -> str:

@@ -84,7 +84,8 @@ def _folder(output: str | None, settings: "RuntimeSettings", document: dict[str,
 
 def _write(document: dict[str, Any], folder: "Folder") -> dict[str, str]:
     """Write the comparison as HTML, Markdown and JSON; return where the page and the Markdown are."""
-    from btm_core.side_by_side import lettered, pair_markdown, side_by_side_html
+    from btm_core.pages.pairs import side_by_side_html
+    from btm_core.side_by_side import lettered, pair_markdown
 
     urls = {"report": folder.locate("compare.html"), "markdown": folder.locate("compare.md")}
     texts = {

@@ -10,13 +10,12 @@ import pytest
 from btm_core.errors import DataError
 from btm_core.evidence import Evidence
 from btm_core.pages.charts import scatter_chart
+from btm_core.pages.pairs import pair_html, side_by_side_html
 from btm_core.side_by_side import (
     Evaluated,
     pair_document,
-    pair_html,
     pair_markdown,
     side_by_side,
-    side_by_side_html,
 )
 
 TRAIN = np.array([200, 50, 10, 5])

@@ -21,9 +21,10 @@ from btm_core.decision import decision_html
 from btm_core.evidence import Evidence
 from btm_core.metrics import recall_report
 from btm_core.pages.charts import interpolation_chart
+from btm_core.pages.pairs import side_by_side_html
 from btm_core.pages.report import render_html
 from btm_core.report import ModelResult, build_report
-from btm_core.side_by_side import FIGURES, Evaluated, side_by_side, side_by_side_html, single_document
+from btm_core.side_by_side import FIGURES, Evaluated, side_by_side, single_document
 
 pytestmark = needs_chromium
 
