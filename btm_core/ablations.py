@@ -10,7 +10,7 @@ from typing import Any
 from btm_core.config import ExperimentConfig, with_overrides
 from btm_core.errors import ConfigError
 
-__all__ = ["ABLATIONS", "Variant", "subset_alert", "with_values"]
+__all__ = ["ABLATIONS", "Variant", "subset_alert", "variants", "with_values"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,7 @@ def _merging(experiment: ExperimentConfig) -> list[Variant]:
 
 def _subsets(experiment: ExperimentConfig) -> list[Variant]:
     sizes = [(2, 10), (4, 10), (8, 10), (10, 10), (20, 10), (10, 5), (10, 20)]
-    # Published lists are of one size, and a row of N_D subsets is the soup of all N_D.
-    drawn: dict[str, Any] = {"sampling.lists": [], "finetune.quorum": None}
+    drawn: dict[str, Any] = {"sampling.lists": []}  # published ones are of one size
     return [
         Variant(
             {"subsets (N_D)": str(count), "shots (N_C)": str(shots)},
@@ -92,6 +91,19 @@ ABLATIONS: dict[str, tuple[str, Callable[[ExperimentConfig], list[Variant]]]] = 
     "models": ("Tables 12 to 16: every model on the way", _models),
 }
 """Title and variants of each, by the name that `btm ablate` takes."""
+
+
+def variants(
+    experiment: ExperimentConfig, name: str, seeds: Sequence[int]
+) -> tuple[str, list[tuple[Variant, ExperimentConfig]]]:
+    """Return an ablation's title, and each of its variants with the experiment that it is, once a seed.
+
+    None goes on without an ingredient (`finetune.quorum`): rows of other soups would be compared as if they were equal.
+    Raises ConfigError for a variant that cannot be, before hours of training, not between two rows.
+    """
+    title, of = ABLATIONS[name]
+    values = [(variant, {"finetune.quorum": None, **variant.values}) for variant in of(experiment)]
+    return title, [(v, with_values(experiment, {**changed, "seed": seed})) for v, changed in values for seed in seeds]
 
 
 def subset_alert(rows: Sequence[tuple[int, int, float]], points: float = 0.01) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect import flow
 
-from btm_core.ablations import ABLATIONS, Variant, subset_alert, with_values
+from btm_core.ablations import Variant, subset_alert, variants
 from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown, curve_charts
 from btm_core.config import ExperimentConfig
 from btm_core.storage import Artifact, Store
@@ -48,6 +48,7 @@ def repeat(experiment: ExperimentConfig, settings: RuntimeSettings, run_id: str,
     differences = [_difference(store, by_name, reference, final) for reference in references]
     links = [{"seed": run["seed"], "run_id": run["run_id"], "report": run["report"]} for run in runs]
     facts = _facts(experiment, run_id, seeds, runs[0]["models"][-1]) | {"differences": differences, "runs": links}
+    facts["warnings"] = [_lost(run) for run in runs if run["lost_ingredients"]]
     document = comparison(f"{experiment.name}: {repeats} repetitions", rows, validation=validation, **facts)
     return _publish(store, run_id, document)
 
@@ -57,15 +58,9 @@ def ablate(
     experiment: ExperimentConfig, settings: RuntimeSettings, run_id: str, name: str, repeats: int = 1
 ) -> dict[str, Any]:
     """Run one of the paper's ablations (`btm_core.ablations`); what variants share is made once."""
-    title, variants_of = ABLATIONS[name]
     seeds = [experiment.seed + number for number in range(repeats)]
+    title, configs = variants(experiment, name, seeds)
     store = Store(settings.store_url)
-    # All of them first: what cannot be is refused before hours of training, not between two rows.
-    configs = [
-        (variant, with_values(experiment, {**variant.values, "seed": seed}))
-        for variant in variants_of(experiment)
-        for seed in seeds
-    ]
     with Run(experiment, settings, run_id) as run:
         rows: dict[tuple[str, ...], Row] = {}
         for variant, config in configs:
@@ -137,6 +132,11 @@ def _interpolated(
         for number, path in enumerate(paths)
     }
     return document
+
+
+def _lost(run: dict[str, Any]) -> str:
+    subsets = ", ".join(f"{row['subset']:02d}" for row in run["lost_ingredients"])
+    return f"the soup of seed {run['seed']} was made without the fine-tunes of subsets {subsets}, which were lost"
 
 
 def _over_runs(runs: list[list[dict[str, Any]]]) -> list[Row]:

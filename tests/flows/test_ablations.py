@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import FAST, Btm, clean_environment, small_experiment, write_lists
 
-from btm_core.ablations import ABLATIONS, subset_alert, with_values
+from btm_core.ablations import ABLATIONS, subset_alert, variants, with_values
 from btm_core.comparison import Row, comparison, comparison_html, comparison_markdown
 from btm_core.config import load_experiment
 from btm_core.errors import ConfigError
@@ -258,12 +258,20 @@ def test_an_unknown_ablation_is_refused(btm: Btm, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_variants_are_valid_experiments_and_differ(name: str, overrides: list[str]) -> None:
     experiment = load_experiment("cifar100-lt", overrides)
-    variants = ABLATIONS[name][1](experiment)
-    configs = [with_values(experiment, variant.values) for variant in variants]
-    shown = [(config.identity(), tuple(variant.models)) for config, variant in zip(configs, variants, strict=True)]
+    _, found = variants(experiment, name, [3, 4])
+    shown = [(config.identity(), tuple(variant.models)) for variant, config in found]
     assert all(a != b for i, a in enumerate(shown) for b in shown[:i])
+    assert {config.seed for _, config in found} == {3, 4}
+    assert {config.finetune.quorum for _, config in found} == {None}  # rows of soups that lack some are no comparison
     with pytest.raises(ConfigError):
         with_values(experiment, {"finetune.nonsense": 1})
+
+
+def test_a_soup_that_lacks_some_is_named_among_repetitions() -> None:
+    from flows.ablations import _lost
+
+    lost = _lost({"seed": 3, "lost_ingredients": [{"subset": 1, "reason": "died"}, {"subset": 4, "reason": "died"}]})
+    assert lost == "the soup of seed 3 was made without the fine-tunes of subsets 01, 04, which were lost"
 
 
 def test_the_alert_of_table_7() -> None:
