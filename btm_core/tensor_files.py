@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from safetensors import SafetensorError
 
-from btm_core.errors import CheckpointError
+from btm_core.errors import CheckpointError, StoreError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,6 +80,8 @@ def read_header(file: BinaryIO, where: str) -> Header:
             raise ValueError("its metadata are no mapping of text to text")
         entries = {name: _entry(name, value) for name, value in document.items()}
         _check_places(entries, size - 8 - length)
+    except StoreError:  # an OSError, too, but nothing that the file has done
+        raise
     except (struct.error, ValueError, OSError) as error:
         reason = "it is shorter than a header" if isinstance(error, struct.error) else error
         raise CheckpointError(f"{where} is not a safetensors file: {reason}") from None

@@ -86,6 +86,7 @@ class ChosenMerge(Soup):
     """Average the ingredients by their own scores: adaptive ratios, or a greedy soup."""
 
     kind: Literal["chosen_merge"] = "chosen_merge"
+    version: ClassVar[int] = 3
 
     config: MergeConfig
     data: Artifact

@@ -116,7 +116,7 @@ class Workspace:
                 fetch_file(where, copy)
                 state, records = read_state(copy)
                 trainer.load_state_dict(state)
-            except (FileNotFoundError, ValueError, RuntimeError) as error:
+            except (FileNotFoundError, ValueError) as error:  # a GPU without room is not the state's fault
                 log.warning("%s is unusable (%s); going on from an earlier state, or starting anew", where, error)
                 continue
             self.records, self._kept = records, name
@@ -124,17 +124,38 @@ class Workspace:
             return
 
 
+@dataclass
+class Pace:
+    """When the next state is to be saved, in seconds of one clock.
+
+    That is after `seconds`, or nine times as long as the last one took: so large states on a slow store take a tenth of
+    the time at most. With `seconds` 0 it is after every epoch.
+    """
+
+    seconds: float
+    last: float
+    took: float = 0.0
+
+    def due(self, now: float) -> bool:
+        """Return whether it is time."""
+        return now - self.last >= max(self.seconds, 9 * self.took) or self.seconds == 0
+
+    def saved(self, begin: float, end: float) -> None:
+        """Note that a state was saved."""
+        self.last, self.took = end, end - begin
+
+
 def _run(works: Sequence[Workspace], trainers: "Sequence[Trainer]", epochs: "Iterable[Sequence[EpochRecord]]") -> None:
     """Go through the epochs of trainers that train together: report each, and save their states now and then."""
-    saved = time.monotonic()
+    pace = Pace(works[0].checkpoint_seconds, time.monotonic())
     for records in epochs:
         for work, record in zip(works, records, strict=True):
             work.report(record)
-        due = time.monotonic() - saved >= works[0].checkpoint_seconds and records[0].epoch < records[0].epochs
-        if due and works[0].rank == 0:
+        begin = time.monotonic()
+        if works[0].rank == 0 and records[0].epoch < records[0].epochs and pace.due(begin):
             for work, trainer in zip(works, trainers, strict=True):
                 work.save(trainer)
-            saved = time.monotonic()
+            pace.saved(begin, time.monotonic())
     if works[0].rank == 0:
         for work in works:
             work.write_records()

@@ -88,7 +88,7 @@ def conditions_of(config: Mapping[str, Any], host: Mapping[str, Any], stage: str
         part=own.get("train"),
         threads=None if on_gpu else host.get("threads"),
         processes=host.get("processes", 1),
-        pack=host.get("pack", 1),
+        pack=host.get("pack", None if on_gpu else 1),  # older manifests do not tell; a CPU packs only if told to
         gpu_name=host.get("gpu_name"),
         cores=host.get("cores"),
         machine=host.get("machine"),

@@ -17,17 +17,22 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
+import psutil
 from pydantic import BaseModel, Field, ValidationError
 
 from flows.stack import services
 from flows.stack.ports import free_ports, is_free
 from flows.stack.processes import Record, StackError, alive, last_lines, launch, remember, stop, wait_until_ready
 from flows.stack.services import PORTS, Place, Secrets, Service, write_private
+from tasks.settings import runtime_settings
 
 __all__ = ["down", "status", "up"]
 
 READY_SECONDS = 120  # Prefect's server takes 25 s on two busy cores
 GRACE_SECONDS = 5  # SeaweedFS waits 15 s for streams that never end; what it acknowledged survives a kill
+
+DATABASES = {"prefect", "mlflow"}
+"""Servers that make tables when they first start."""
 
 REGISTER = "import sys; from flows.deploy import register_steps; register_steps(sys.argv[1])"
 
@@ -41,9 +46,7 @@ class State(BaseModel):
     secrets: Secrets = Field(default_factory=Secrets)
     ports: dict[str, int] = Field(default_factory=dict)
     services: dict[str, Record] = Field(default_factory=dict, description="what was started and not stopped")
-    new: set[str] = Field(
-        default_factory=set, description="servers that have not been ready since their folder was made"
-    )
+    unready: set[str] = Field(default_factory=set, description="servers never seen ready since their folder was made")
 
 
 @dataclass
@@ -85,6 +88,7 @@ def up(home: Path, workers: int | None, say: Say) -> dict[str, Any]:
     """
     services.find_weed()
     services.check_mlflow_auth()
+    gpus = runtime_settings({}).gpu_names()
     with _opened(home) as stack:
         count = len(stack.workers) if workers is None else workers
         names = [f"worker-{number}" for number in range(1, count + 1)]
@@ -96,7 +100,8 @@ def up(home: Path, workers: int | None, say: Say) -> dict[str, Any]:
             _start(stack, services.core_services(stack.place), started, say)
             if not all(stack.runs(name) for name in names):
                 _register(stack.place)
-                _start(stack, [services.worker(stack.place, number) for number in range(1, count + 1)], started, say)
+                workers_wanted = [services.worker(stack.place, number, gpus) for number in range(1, count + 1)]
+                _start(stack, workers_wanted, started, say)
         except BaseException:
             _stop(stack, started)
             raise
@@ -155,16 +160,14 @@ def _environment(stack: Stack) -> dict[str, str]:
 
 def _start(stack: Stack, wanted: Iterable[Service], started: list[str], say: Say) -> None:
     """Start those that do not run, all at once, and wait for each; `started` gets their names."""
-    processes = {}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    wanted = list(wanted)
     missing = [service for service in wanted if not stack.runs(service.name)]
     if missing:
         say(f"starting {', '.join(service.name for service in missing)}")
     _stop(stack, [service.name for service in missing])  # what may be left of one that was killed holds its port
-    for name in PORTS.keys() & {service.name for service in missing}:
-        if name in stack.state.new:  # stopped while it made its tables it cannot go on, and nobody's data are there yet
-            shutil.rmtree(stack.place.folder / name, ignore_errors=True)
-        if not (stack.place.folder / name).exists():
-            stack.state.new.add(name)
+    for name in DATABASES & {service.name for service in missing}:
+        _begin_anew(stack, name, say)
     begin = time.monotonic()
     for service in missing:
         started.append(service.name)
@@ -177,14 +180,27 @@ def _start(stack: Stack, wanted: Iterable[Service], started: list[str], say: Say
         processes[service.name] = process
         stack.state.services[service.name] = remember(process, mark)
         stack.save()
-    for service in missing:
+    # One that an `up` left running which was itself killed was never waited for.
+    for service in [one for one in wanted if one in missing or one.name in stack.state.unready]:
         record, log = stack.state.services[service.name], stack.place.log(service.name)
         seconds = READY_SECONDS - (time.monotonic() - begin)
         ready = lambda service=service, record=record: service.ready(record.created)  # noqa: E731
-        wait_until_ready(service.name, processes[service.name], ready, log, seconds)
-        stack.state.new.discard(service.name)
+        started_before = None if service.name in processes else psutil.Process(record.pid)
+        wait_until_ready(service.name, started_before or processes[service.name], ready, log, seconds)
+        stack.state.unready.discard(service.name)
         stack.save()
         say(f"{service.name} is ready after {time.monotonic() - begin:.0f} s")
+
+
+def _begin_anew(stack: Stack, name: str, say: Say) -> None:
+    """Put a server's folder aside if it was never seen ready: stopped between two tables, it cannot make the others."""
+    folder = stack.place.folder / name
+    if name in stack.state.unready and folder.exists():
+        aside = folder.with_name(f"{name}.unfinished-{time.time_ns()}")
+        folder.rename(aside)
+        say(f"{name} was stopped before it was ever seen ready, and begins anew; what it left is in {aside}")
+    if not folder.exists():
+        stack.state.unready.add(name)
 
 
 def _stop(stack: Stack, names: Iterable[str]) -> None:

@@ -71,7 +71,11 @@ def alive(record: Record) -> bool:
 
 
 def wait_until_ready(
-    name: str, process: "subprocess.Popen[bytes]", ready: Callable[[], None], log: Path, seconds: float
+    name: str,
+    process: "subprocess.Popen[bytes] | psutil.Process",
+    ready: Callable[[], None],
+    log: Path,
+    seconds: float,
 ) -> None:
     """Return once `ready` raises nothing; raise StackError if the process ends first, or after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -81,7 +85,7 @@ def wait_until_ready(
             return
         except Exception as error:
             reason = error
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
             status = process.wait(timeout=0.2)
             raise StackError(f"{name} ended with exit code {status} before it was ready. {last_lines(log)}")
         if time.monotonic() > deadline:

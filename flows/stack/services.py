@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
@@ -21,7 +21,6 @@ from pydantic import BaseModel, Field
 from btm_core.errors import ConfigError
 from flows.stack.ports import HOST
 from flows.stack.probes import basic, expect, get, put_and_get
-from tasks.settings import runtime_settings
 
 __all__ = ["BUCKET", "PORTS", "POOL", "Place", "Secrets", "Service", "client_environment", "core_services", "worker"]
 
@@ -117,16 +116,14 @@ def core_services(place: Place) -> list[Service]:
     return [_seaweed(place), _prefect(place), _mlflow(place)]
 
 
-def worker(place: Place, number: int) -> Service:
+def worker(place: Place, number: int, gpus: Sequence[str] = ()) -> Service:
     """Return one of the workers that execute fine-tunes, one at a time, on a GPU of its own as far as there are any.
 
     Relative paths of data are relative to where we are now.
     """
     name = f"worker-{number}"
     api, auth = f"{place.url('prefect')}/api", place.secrets.prefect
-    gpus = runtime_settings({}).gpu_names()
     own_gpu = {"CUDA_VISIBLE_DEVICES": gpus[(number - 1) % len(gpus)]} if gpus else {}
-
     options = ["--pool", POOL, "--type", "process", "--limit", "1"]
 
     def ready(since: float) -> None:

@@ -91,14 +91,17 @@ def remote_order(steps: Sequence[Step], settings: RuntimeSettings) -> RemoteOrde
 
 
 def settings_here(order: RemoteOrder, steps: Sequence[Step]) -> RuntimeSettings:
-    """Return the settings of the far end: on the GPUs that it sees, with a slot for each that shares one with it.
+    """Return the settings of the far end: as many GPUs as the order has processes, of those that it sees.
 
-    The order takes as many slots as it has processes; the others are there to have their part of the memory left.
+    Others may share the one GPU of an order of one process: they have slots, too, so that their part of memory is left.
     """
     processes = order.settings["pretrain_gpus"] if steps[0].on_several_gpus else 1
-    slots = max(processes, int(1 / order.settings["gpu_share"]))
-    here = {"engine": "local", "workers": slots, "gpus": None, "pretrain_gpus": processes}
-    return RuntimeSettings(**{**order.settings, **here})
+    here = {"engine": "local", "gpus": None, "pretrain_gpus": processes}
+    settings = RuntimeSettings(**{**order.settings, **here})
+    gpus = min(processes, settings.gpu_count())
+    shared = gpus and processes == 1
+    slots = int(1 / settings.gpu_share) if shared else processes
+    return settings.model_copy(update={"workers": slots, "gpus": gpus or None})
 
 
 def carry_out(order: RemoteOrder) -> Outcome:

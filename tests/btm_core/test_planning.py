@@ -260,7 +260,8 @@ def test_conditions_come_from_a_manifest() -> None:
     }
     old = conditions_of(config, {"gpu": "0", "threads": 4}, "pretrain")
     assert (old.device, old.gpu_name, old.threads, old.method, old.batch_size) == ("cuda", None, None, "paco", 64)
-    assert old.pack == 1
+    assert old.pack is None
+    assert conditions_of(config, {"gpu": ""}, "pretrain").pack == 1
     new = conditions_of(config, {"gpu": "", "gpu_name": None, "threads": 4, "pack": 5}, "pretrain")
     assert (new.device, new.threads, new.pack) == ("cpu", 4, 5)
     with pytest.raises(KeyError):

@@ -23,6 +23,7 @@ from prefect_server import until
 from btm_core.errors import ConfigError
 from flows.stack.processes import MARK
 from flows.stack.services import Place, Secrets, check_mlflow_auth, find_weed, worker
+from tasks.settings import runtime_settings
 
 CORE = {"s3", "prefect", "mlflow"}
 
@@ -270,20 +271,28 @@ def test_down_leaves_data_and_nothing_else(btm: Btm, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_first_up_that_was_interrupted_spoils_nothing(btm: Btm, tmp_path: Path) -> None:
-    """MLflow makes its tables for seconds, in steps, and cannot go on between two of them."""
+@pytest.mark.parametrize("strike", [signal.SIGINT, signal.SIGKILL])
+def test_a_first_up_that_was_stopped_spoils_nothing(btm: Btm, tmp_path: Path, strike: signal.Signals) -> None:
+    """MLflow makes its tables for seconds, in steps, and cannot go on between two. A killed `up` lets it finish."""
     find_weed()
     database = tmp_path / ".btm/stack/mlflow/mlflow.db"
     made = lambda: database.exists() and database.stat().st_size > 100 << 10  # noqa: E731
     first = subprocess.Popen([sys.executable, "-m", "flows.cli", "up"], cwd=tmp_path, env=clean_environment())
     try:
         until(made, 120)
-        first.send_signal(signal.SIGINT)
-        assert first.wait(60) == 130
-        assert "mlflow" in json.loads((tmp_path / ".btm/stack/stack.json").read_text())["new"]
+        first.send_signal(strike)
+        assert first.wait(60) == (130 if strike == signal.SIGINT else -9)
+        unready = lambda: json.loads((tmp_path / ".btm/stack/stack.json").read_text())["unready"]  # noqa: E731
+        assert "mlflow" in unready()
         done = btm("up", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert json.loads((tmp_path / ".btm/stack/stack.json").read_text())["new"] == []
+        assert unready() == []
+        aside = [folder.name for folder in database.parent.parent.glob("mlflow.unfinished-*")]
+        assert bool(aside) == (strike == signal.SIGINT) == ("begins anew" in done.stderr)
+        kept = database.parent / "kept"
+        kept.write_text("somebody's")
+        assert btm("down", cwd=tmp_path).returncode == btm("up", cwd=tmp_path).returncode == 0
+        assert kept.read_text() == "somebody's"
     finally:
         first.kill()
         btm("down", cwd=tmp_path)
@@ -354,7 +363,8 @@ def test_each_worker_has_a_gpu_as_far_as_there_are_any(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     place = Place(tmp_path, dict.fromkeys(("s3", "prefect", "mlflow"), 1), Secrets())
-    workers = [worker(place, number) for number in (1, 2, 3)]
+    gpus_here = runtime_settings({}).gpu_names()
+    workers = [worker(place, number, gpus_here) for number in (1, 2, 3)]
     assert [one.environment["CUDA_VISIBLE_DEVICES"] for one in workers] == gpus
 
 

@@ -75,7 +75,14 @@ def test_every_epoch_is_told_once_and_in_order(settings: RuntimeSettings) -> Non
 
 @pytest.mark.parametrize(
     ("share", "gpus", "visible", "slots"),
-    [(1, 1, "3", ["3"]), (0.25, 1, "3", ["3"] * 4), (0.5, 3, "5,6,7", ["5", "6", "7"]), (0.5, 1, "", [None, None])],
+    [
+        (1, 1, "3", ["3"]),
+        (0.25, 1, "3", ["3"] * 4),
+        (0.5, 1, "0,1,2,3", ["0", "0"]),
+        (0.5, 3, "5,6,7", ["5", "6", "7"]),
+        (0.5, 2, "5,6,7", ["5", "6"]),
+        (0.5, 1, "", [None]),
+    ],
 )
 def test_a_far_end_leaves_room_for_those_that_share_its_gpu(
     settings: RuntimeSettings,

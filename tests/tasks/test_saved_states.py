@@ -21,7 +21,7 @@ from tasks.pretrain import Pretrain
 from tasks.saved_states import STATES, read_state, write_state
 from tasks.settings import RuntimeSettings
 from tasks.step import perform, perform_together
-from tasks.workspace import Workspace
+from tasks.workspace import Pace, Workspace
 
 EPOCHS = 6
 
@@ -48,7 +48,7 @@ class Stage:
         self.step = Pretrain(config=experiment.pretrain, root=experiment.data.root, **shared)
         self.resumed: list[int] = []
 
-    def run(self, until: int = EPOCHS) -> Artifact:
+    def run(self, until: int = EPOCHS, checkpoint_seconds: float = 0) -> Artifact:
         """Train; in epoch `until`, if that is not the last, it is cut off before its state is saved."""
 
         def emit(event: dict[str, Any]) -> None:
@@ -57,11 +57,11 @@ class Stage:
             if event["event"] == "epoch" and event["epoch"] == until < EPOCHS:
                 raise CutOffError
 
-        return perform(self.step, self.store, emit, checkpoint_seconds=0)
+        return perform(self.step, self.store, emit, checkpoint_seconds=checkpoint_seconds)
 
-    def cut_off(self, at: int) -> None:
+    def cut_off(self, at: int, checkpoint_seconds: float = 0) -> None:
         with pytest.raises(CutOffError):
-            self.run(at)
+            self.run(at, checkpoint_seconds)
 
     def states(self) -> dict[int, Path]:
         """Return where its saved states lie on the disk, by the epoch after which they were saved."""
@@ -140,6 +140,23 @@ def test_the_state_that_was_used_stays_until_there_is_a_newer_one(stage: Stage, 
 def test_unless_told_otherwise_a_death_costs_ten_seconds_and_an_epoch() -> None:
     by_hand = inspect.signature(perform_together).parameters["checkpoint_seconds"].default
     assert RuntimeSettings().checkpoint_seconds == Workspace.checkpoint_seconds == by_hand == 10
+
+
+def test_states_are_saved_at_intervals_that_training_bears() -> None:
+    pace = Pace(10, last=100)
+    assert [pace.due(now) for now in (100, 109.9, 110, 130)] == [False, False, True, True]
+    pace.saved(110, 110.5)
+    assert [pace.due(now) for now in (120, 120.5)] == [False, True]
+    pace.saved(120.5, 140.5)  # it took 20 s
+    assert [pace.due(now) for now in (150.5, 320, 320.5)] == [False, False, True]
+    always = Pace(0, last=100, took=20)
+    assert always.due(100)
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0, {3, 4}), (1000, set())])
+def test_the_interval_is_that_of_the_settings(stage: Stage, seconds: float, saved: set[int]) -> None:
+    stage.cut_off(5, seconds)
+    assert stage.states().keys() == saved
 
 
 def test_no_state_outlives_its_stage(stage: Stage) -> None:
