@@ -15,7 +15,7 @@ from btm_core.data.shares import Share
 from btm_core.losses import mixup
 from btm_core.models import Classifier, trainable_modules
 
-__all__ = ["Batch", "Groups", "Objective", "Supervised", "part_objective"]
+__all__ = ["Batch", "Groups", "Objective", "Supervised", "at_least_float32", "part_objective"]
 
 Groups = list[tuple[Iterable[nn.Parameter], float]]
 
@@ -74,7 +74,12 @@ class Objective(nn.Module):
         low = self.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16) if low else nullcontext():
             out: Tensor = network(x)
-        return out if out.dtype == torch.float64 else out.float()
+        return at_least_float32(out)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return what losses are computed on: x in float32, or in float64 if it is that."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Supervised(Objective):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from btm_core.objectives import Batch, Supervised
+from btm_core.objectives import Batch, Supervised, at_least_float32
 from btm_core.optim import learning_rate, optimizer
 from btm_core.training import Clock, EpochRecord, Trainer
 
@@ -128,7 +128,7 @@ class PackTrainer:
         """Return one member's loss: x (B, K, S, S), targets and partners (B,)."""
         own = {name: tensor.bfloat16() if name in self._lower else tensor for name, tensor in tensors.items()}
         logits: Tensor = functional_call(self._network, own, (x,))
-        return self.template.loss_of(logits.float(), targets, partners, lam)
+        return self.template.loss_of(at_least_float32(logits), targets, partners, lam)
 
     def _take_optimizer_states(self) -> None:
         """Stack what the members' optimizers know, after some epochs alone or from a saved state."""

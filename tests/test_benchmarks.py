@@ -37,7 +37,6 @@ def test_the_reference_style_and_ours_do_the_same_work(tree: Path, tmp_path: Pat
     for run in (*theirs.values(), ours):
         assert (run["steps"], run["images"]) == (STEPS, SUBSETS * EPOCHS * 300)
         assert sum(run["seconds"].values()) == pytest.approx(2 * run["seconds"]["total"], rel=0.05)
-        assert run["wall_seconds"] > run["seconds"]["total"] * 0.95
     assert theirs["none"]["soup"] is None and theirs["none"]["seconds"].get("evaluation") is None
     # From a stage 1 of 39 %: both begin there, and a step of so small a rate leads neither far.
     assert theirs["once"]["soup"]["accuracy"] > 0.3

@@ -63,7 +63,7 @@ class FileCache:
         self.folder, self.limit = folder, limit_bytes
         self._works = limit_bytes > 0
         self._swept = False
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
 
     @classmethod
     def of(cls, settings: CacheSettings) -> "FileCache":
@@ -251,10 +251,10 @@ class FileCache:
     def _prepare(self) -> None:
         """Make the folders; once a process, sweep what killed ones have left."""
         (self.folder / "partial").mkdir(parents=True, exist_ok=True)
-        with self._mutex:
-            first, self._swept = not self._swept, True
-        if first:
-            self._sweep()
+        with self._mutex:  # a sweep holds the lock of a file that another thread has just begun: that would not be kept
+            if not self._swept:
+                self._swept = True
+                self._sweep()
 
     def _sweep(self) -> None:
         for name in {path.name.removesuffix(".lock") for path in (self.folder / "partial").iterdir()}:

@@ -370,3 +370,17 @@ def test_nobody_reads_wrong_bytes_whoever_is_killed_and_the_bound_holds(tmp_path
     assert int((folder / "usage").read_text()) >= sum(kept(cache).values())
     for data in takers.FILES:
         assert cache.read(digest(data)) in (None, data)
+
+
+def test_what_many_threads_keep_first_is_all_kept(tmp_path: Path) -> None:
+    """The first of them clears up what killed processes left, and must not take the others' files for it."""
+    for round_ in range(40):
+        cache, together = FileCache(tmp_path / str(round_), 10**6), Barrier(16)
+
+        def keep(number: int, cache: FileCache = cache, together: Barrier = together) -> str:
+            together.wait()
+            return cache.keep(b"%d" % number)
+
+        with ThreadPoolExecutor(16) as pool:
+            kept = list(pool.map(keep, range(16)))
+        assert all(cache.holds(one) for one in kept)
